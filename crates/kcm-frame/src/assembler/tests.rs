@@ -1,0 +1,247 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+fn assembler(spec: &str, limits: Limits) -> Assembler {
+    Assembler::new(&spec.parse().expect("a good specification"), limits)
+}
+
+fn incomplete(need: usize) -> Step {
+    Step::Incomplete { need, len: None }
+}
+
+fn announced(len: usize) -> Step {
+    Step::Incomplete {
+        need: len,
+        len: Some(len),
+    }
+}
+
+/// An assembler over a closure, and how often the closure was called.
+fn counted(
+    f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+    limits: Limits,
+) -> (Assembler, Arc<AtomicUsize>) {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&calls);
+    let framing = Framing::closure(move |bytes| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        f(bytes)
+    });
+    (Assembler::new(&framing, limits), calls)
+}
+
+#[test]
+fn no_bytes_are_no_question() {
+    let (mut a, calls) = counted(|_| Verdict::Error(5), Limits::default());
+    assert_eq!(a.step(&[]), incomplete(1));
+    assert_eq!(calls.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        assembler("fixed:3", Limits::default()).step(&[]),
+        incomplete(1)
+    );
+}
+
+#[test]
+fn single_bytes_cost_no_parse_each() {
+    let (mut a, calls) = counted(
+        |bytes| match bytes {
+            [_, _, _, len, ..] => Verdict::message((*len).into()),
+            _ => Verdict::NeedMore(4),
+        },
+        Limits::default(),
+    );
+    let message = [0, 0, 0, 200]
+        .into_iter()
+        .chain([1; 196])
+        .collect::<Vec<u8>>();
+    for end in 1..4 {
+        assert_eq!(a.step(&message[..end]), incomplete(4));
+    }
+    for end in 4..200 {
+        assert_eq!(a.step(&message[..end]), announced(200));
+    }
+    assert_eq!(a.step(&message), Step::Message(Frame::new(200)));
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn key_and_class_come_through() {
+    let frame = Frame::new(3).with_key(9).with_class(2);
+    let (mut a, _) = counted(move |_| Verdict::Message(frame), Limits::default());
+    assert_eq!(a.step(b"abc"), Step::Message(frame));
+    assert_eq!(a.step(b"ab"), announced(3));
+    assert_eq!(a.step(b"abcd"), Step::Message(frame));
+}
+
+#[test]
+fn a_number_not_above_what_is_there_means_one_more() {
+    for asked in 0..=3 {
+        let (mut a, _) = counted(move |_| Verdict::NeedMore(asked), Limits::default());
+        assert_eq!(a.step(b"abc"), incomplete(4));
+    }
+}
+
+#[test]
+fn no_message_of_no_bytes() {
+    let (mut a, _) = counted(|_| Verdict::message(0), Limits::default());
+    let fault = Fault::BadLength { len: 0, least: 1 };
+    assert_eq!(a.step(b"a"), Step::Fault(fault));
+    assert_eq!(fault.errno(), EPROTO);
+}
+
+#[test]
+fn no_message_that_ends_where_more_was_asked_for() {
+    let at_five = |len| {
+        counted(
+            move |bytes| match bytes.len() {
+                0..5 => Verdict::NeedMore(5),
+                _ => Verdict::message(len),
+            },
+            Limits::default(),
+        )
+        .0
+    };
+    let mut a = at_five(3);
+    assert_eq!(a.step(b"abc"), incomplete(5));
+    assert_eq!(
+        a.step(b"abcde"),
+        Step::Fault(Fault::BadLength { len: 3, least: 4 })
+    );
+    let mut a = at_five(4);
+    assert_eq!(a.step(b"abc"), incomplete(5));
+    assert_eq!(a.step(b"abcde"), Step::Message(Frame::new(4)));
+    // What was asked for one message does not count for the next.
+    a.delivered(b"abcd");
+    assert_eq!(a.step(b"efghi"), Step::Message(Frame::new(4)));
+}
+
+#[test]
+fn a_message_too_big_is_refused_before_its_body() {
+    let limits = Limits::default().with_max_message_bytes(100);
+    let mut a = assembler("u32be+4", limits);
+    assert_eq!(a.step(&[0, 0, 0, 96]), announced(100));
+    let mut a = assembler("u32be+4", limits);
+    let fault = Fault::TooBig {
+        len: 101,
+        limit: 100,
+    };
+    assert_eq!(a.step(&[0, 0, 0, 97]), Step::Fault(fault));
+    assert_eq!(fault.errno(), 90);
+    // So it is when the whole of it is there.
+    let mut a = assembler("fixed:101", limits);
+    assert_eq!(a.step(&[0; 101]), Step::Fault(fault));
+    let fault = Fault::TooBig {
+        len: u64::MAX,
+        limit: 100,
+    };
+    assert_eq!(
+        assembler("u64be", limits).step(&[0xff; 8]),
+        Step::Fault(fault)
+    );
+}
+
+#[test]
+fn headers_have_a_bound() {
+    let limits = Limits::default().with_max_header_bytes(4);
+    let too_long = Step::Fault(Fault::HeaderTooLong { limit: 4 });
+    let (mut a, _) = counted(|_| Verdict::NeedMore(0), limits);
+    assert_eq!(a.step(b"abc"), incomplete(4));
+    assert_eq!(a.step(b"abcd"), too_long);
+    // At once when the parser says so at once.
+    let (mut a, _) = counted(|_| Verdict::NeedMore(5), limits);
+    assert_eq!(a.step(b"a"), too_long);
+    let (mut a, _) = counted(|_| Verdict::NeedMore(usize::MAX), limits);
+    assert_eq!(a.step(b"a"), too_long);
+    // A message has no header longer than itself.
+    let limits = limits.with_max_message_bytes(3);
+    let (mut a, _) = counted(|_| Verdict::NeedMore(0), limits);
+    assert_eq!(
+        a.step(b"abc"),
+        Step::Fault(Fault::HeaderTooLong { limit: 3 })
+    );
+}
+
+#[test]
+fn a_lost_stream_stays_lost() {
+    let (mut a, calls) = counted(|_| Verdict::Error(22), Limits::default());
+    let fault = Step::Fault(Fault::Parser { errno: 22 });
+    assert_eq!(a.step(b"a"), fault);
+    a.delivered(b"a");
+    a.set_limits(Limits::default());
+    assert_eq!(a.step(b"b"), fault);
+    assert_eq!(a.step(&[]), fault);
+    a.set_framing(&"fixed:1".parse().expect("a good specification"));
+    assert_eq!(a.step(b"b"), fault);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn an_errno_that_is_none_becomes_eproto() {
+    for errno in [0, -71, i32::MIN] {
+        let (mut a, _) = counted(move |_| Verdict::Error(errno), Limits::default());
+        assert_eq!(a.step(b"a"), Step::Fault(Fault::Parser { errno: EPROTO }));
+    }
+}
+
+#[test]
+fn native_errors_say_what_is_wrong() {
+    let mut a = assembler("u16be", Limits::default());
+    assert_eq!(
+        a.step(&[0, 1]),
+        Step::Fault(Fault::BadLength { len: 1, least: 2 })
+    );
+    let mut a = assembler("varint:max=1", Limits::default());
+    assert_eq!(
+        a.step(&[0x80]),
+        Step::Fault(Fault::Parser { errno: EPROTO })
+    );
+}
+
+#[test]
+fn new_limits_hold_for_the_message_at_the_front() {
+    let limits = Limits::default();
+    let mut a = assembler("u32be+4", limits);
+    assert_eq!(a.step(&[0, 0, 0, 9]), announced(13));
+    a.set_limits(limits.with_max_message_bytes(13));
+    assert_eq!(a.step(&[0, 0, 0, 9]), announced(13));
+    a.set_limits(limits.with_max_message_bytes(12));
+    assert_eq!(a.limits().max_message_bytes, 12);
+    assert_eq!(
+        a.step(&[0, 0, 0, 9]),
+        Step::Fault(Fault::TooBig { len: 13, limit: 12 })
+    );
+
+    let mut a = assembler("u32be+4", limits);
+    assert_eq!(a.step(&[0]), incomplete(4));
+    a.set_limits(limits.with_max_header_bytes(3));
+    assert_eq!(a.step(&[0]), Step::Fault(Fault::HeaderTooLong { limit: 3 }));
+
+    // Between messages nothing is remembered that could break them.
+    let mut a = assembler("u32be+4", limits);
+    a.set_limits(limits.with_max_message_bytes(0));
+    assert_eq!(a.step(&[]), incomplete(1));
+    assert_eq!(a.step(&[0]), Step::Fault(Fault::HeaderTooLong { limit: 0 }));
+}
+
+#[test]
+fn a_new_framing_reads_the_front_anew() {
+    let mut a = assembler("u32be+4", Limits::default());
+    assert_eq!(a.step(&[0, 0, 0, 9]), announced(13));
+    a.set_framing(&"u16be+2".parse().expect("a good specification"));
+    assert_eq!(a.native(), "u16be+2".parse().ok());
+    assert_eq!(a.step(&[0, 0, 0, 9]), Step::Message(Frame::new(2)));
+    a.set_framing(&Framing::closure(|_| Verdict::message(1)));
+    assert_eq!(a.native(), None);
+    assert_eq!(a.step(&[0, 9]), Step::Message(Frame::new(1)));
+}
+
+#[test]
+fn debug_shows_the_framing_as_text() {
+    let text = format!("{:?}", assembler("u32be+4", Limits::default()));
+    assert!(
+        text.starts_with("Assembler { framing: u32be+4, limits: "),
+        "{text}"
+    );
+}

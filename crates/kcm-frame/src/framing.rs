@@ -1,0 +1,233 @@
+//! The rule by which a stream is cut into messages.
+//!
+//! A [`Framing`] is made once and shared by all connections that speak the same
+//! protocol; what one connection needs for itself is in its
+//! [`Assembler`](crate::Assembler). The rules that are plain values are also
+//! available as [`Native`], which is `Copy` and can be applied without a virtual
+//! call, as the innermost loop of a receiver wants it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Fixed, FrameError, Header, LengthField, Parser, Varint, Verdict};
+
+/// How messages are found in a stream.
+///
+/// ```
+/// use kcm_frame::{Framing, Verdict};
+/// let from_text: Framing = "len:offset=2,size=2,endian=little".parse()?;
+///
+/// // Lines: what no length field can say, a closure can.
+/// let lines = Framing::closure(|bytes| match bytes.iter().position(|&b| b == b'\n') {
+///     Some(at) => Verdict::message(at as u64 + 1),
+///     None => Verdict::NeedMore(0),
+/// });
+/// assert!(from_text.native().is_some() && lines.native().is_none());
+/// # Ok::<(), kcm_frame::FrameError>(())
+/// ```
+#[non_exhaustive]
+#[derive(Clone, Debug)]
+pub enum Framing {
+    /// An integer of fixed width in the header.
+    Length(LengthField),
+    /// A varint in the header.
+    Varint(Varint),
+    /// All messages have one length.
+    Fixed(Fixed),
+    /// A function of the bytes alone.
+    Closure(FrameFn),
+    /// A parser of its own for each connection.
+    Stateful(ParserFactory),
+}
+
+impl Framing {
+    /// Framing by a function of the bytes alone. It is called with bytes that
+    /// begin at a message's first one, from whichever thread receives.
+    pub fn closure(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
+        Self::Closure(FrameFn(Arc::new(f)))
+    }
+
+    /// Framing by a parser with state; `make` is called once for each
+    /// connection.
+    pub fn stateful<P: Parser + 'static>(make: impl Fn() -> P + Send + Sync + 'static) -> Self {
+        Self::Stateful(ParserFactory(Arc::new(move || Box::new(make()))))
+    }
+
+    /// The rule as a plain value, if it is one.
+    #[must_use]
+    pub fn native(&self) -> Option<Native> {
+        match self {
+            Self::Length(field) => Some(Native::Length(*field)),
+            Self::Varint(varint) => Some(Native::Varint(*varint)),
+            Self::Fixed(fixed) => Some(Native::Fixed(*fixed)),
+            Self::Closure(_) | Self::Stateful(_) => None,
+        }
+    }
+
+    /// The header that goes before a body of `body_len` bytes. A stateful
+    /// framing answers for the first message of a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::NoHeader`] for a closure, and for parsers that make none;
+    /// else those of [`Native::header_for`].
+    pub fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
+        match self {
+            Self::Length(field) => field.header_for(body_len),
+            Self::Varint(varint) => varint.header_for(body_len),
+            Self::Fixed(fixed) => fixed.header_for(body_len),
+            Self::Closure(_) => Err(FrameError::NoHeader),
+            Self::Stateful(factory) => factory.make().header_for(body_len),
+        }
+    }
+}
+
+impl From<LengthField> for Framing {
+    fn from(field: LengthField) -> Self {
+        Self::Length(field)
+    }
+}
+
+impl From<Varint> for Framing {
+    fn from(varint: Varint) -> Self {
+        Self::Varint(varint)
+    }
+}
+
+impl From<Fixed> for Framing {
+    fn from(fixed: Fixed) -> Self {
+        Self::Fixed(fixed)
+    }
+}
+
+impl From<Native> for Framing {
+    fn from(native: Native) -> Self {
+        match native {
+            Native::Length(field) => Self::Length(field),
+            Native::Varint(varint) => Self::Varint(varint),
+            Native::Fixed(fixed) => Self::Fixed(fixed),
+        }
+    }
+}
+
+/// The framings that are plain values: no virtual call, and a text form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Native {
+    /// An integer of fixed width in the header.
+    Length(LengthField),
+    /// A varint in the header.
+    Varint(Varint),
+    /// All messages have one length.
+    Fixed(Fixed),
+}
+
+impl Native {
+    /// Reads the length of the message that begins at `bytes`. A length that it
+    /// gives is above zero, not below the end of what was read for it, and the
+    /// same for all longer slices that begin with these bytes.
+    #[inline]
+    #[must_use]
+    pub fn parse(&self, bytes: &[u8]) -> Verdict {
+        match self {
+            Self::Length(field) => field.parse(bytes),
+            Self::Varint(varint) => varint.parse(bytes),
+            Self::Fixed(fixed) => fixed.parse(bytes),
+        }
+    }
+
+    /// The header that goes before a body of `body_len` bytes; both together
+    /// parse as one message.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::BodyTooLong`], [`FrameError::NotRepresentable`] or
+    /// [`FrameError::HeaderTooLong`], as each kind of framing says.
+    pub fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
+        match self {
+            Self::Length(field) => field.header_for(body_len),
+            Self::Varint(varint) => varint.header_for(body_len),
+            Self::Fixed(fixed) => fixed.header_for(body_len),
+        }
+    }
+}
+
+type DynFrameFn = dyn Fn(&[u8]) -> Verdict + Send + Sync;
+type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
+
+/// A function that frames; made by [`Framing::closure`].
+#[derive(Clone)]
+pub struct FrameFn(Arc<DynFrameFn>);
+
+impl FrameFn {
+    /// Calls the function.
+    #[inline]
+    #[must_use]
+    pub fn parse(&self, bytes: &[u8]) -> Verdict {
+        (self.0)(bytes)
+    }
+}
+
+impl fmt::Debug for FrameFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FrameFn(..)")
+    }
+}
+
+/// What makes one parser for each connection; made by [`Framing::stateful`].
+#[derive(Clone)]
+pub struct ParserFactory(Arc<DynParserFactory>);
+
+impl ParserFactory {
+    /// A parser for a new connection.
+    #[must_use]
+    pub fn make(&self) -> Box<dyn Parser> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ParserFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ParserFactory(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Shy;
+
+    impl Parser for Shy {
+        fn parse(&self, _bytes: &[u8]) -> Verdict {
+            Verdict::NeedMore(0)
+        }
+    }
+
+    #[test]
+    fn natives_survive_the_way_through_framing() {
+        for text in ["u16le-3", "varint", "fixed:9"] {
+            let native: Native = text.parse().expect("a good specification");
+            assert_eq!(Framing::from(native).native(), Some(native));
+        }
+    }
+
+    #[test]
+    fn only_natives_make_headers_unasked() {
+        let closure = Framing::closure(|_| Verdict::NeedMore(0));
+        assert_eq!(closure.header_for(1), Err(FrameError::NoHeader));
+        assert_eq!(
+            Framing::stateful(|| Shy).header_for(1),
+            Err(FrameError::NoHeader)
+        );
+    }
+
+    #[test]
+    fn functions_are_shown_by_name_only() {
+        let closure = Framing::closure(|_| Verdict::NeedMore(0));
+        assert_eq!(format!("{closure:?}"), "Closure(FrameFn(..))");
+        assert_eq!(
+            format!("{:?}", Framing::stateful(|| Shy)),
+            "Stateful(ParserFactory(..))"
+        );
+    }
+}

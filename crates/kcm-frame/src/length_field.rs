@@ -1,0 +1,353 @@
+//! A length written as an integer of fixed width in the header.
+//!
+//! This is the framing of nearly every binary protocol, and the reason why it
+//! is a value and not a closure: the address of the next message depends on
+//! this parse, so its time is added to every message, and a known shape costs a
+//! load, a byte swap and an addition. It also runs backwards, which makes the
+//! header of a message to be sent.
+
+use crate::errno::EPROTO;
+use crate::{Fault, FrameError, Header, Verdict};
+
+/// Greatest offset of a length field in bytes: it lies in the first 64 KiB,
+/// where [`DEFAULT_MAX_HEADER_BYTES`](crate::DEFAULT_MAX_HEADER_BYTES) ends too.
+pub const MAX_FIELD_OFFSET: usize = 0xffff;
+
+/// Which end of an integer comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endian {
+    /// Most significant byte first, as in network byte order.
+    Big,
+    /// Least significant byte first.
+    Little,
+}
+
+/// Where the length field lies and how a message's length follows from it:
+///
+/// length = ((field & mask) >> shift) * scale + bias
+///
+/// in bytes, header included. A length below the end of the field itself, or
+/// outside of 64 bits, is an `EPROTO`.
+///
+/// ```
+/// use kcm_frame::{Endian, LengthField, Verdict};
+/// // PostgreSQL: a type byte, then a length that counts itself but not the type.
+/// let field = LengthField::new(1, 4, Endian::Big)?.bias(1);
+/// assert_eq!(field.parse(b"Q\0\0\0\x09body"), Verdict::message(10));
+/// assert_eq!(field.parse(b"Q\0\0"), Verdict::NeedMore(5));
+/// assert_eq!(&field.header_for(5)?[..], b"\0\0\0\0\x09");
+/// # Ok::<(), kcm_frame::FrameError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthField {
+    // `shape`, `least` and `span` follow from the other fields; each setter makes
+    // them anew.
+    shape: Shape,
+    pub(crate) endian: Endian,
+    pub(crate) width: usize,
+    pub(crate) offset: usize,
+    /// `offset + width`: bytes that must be there, and the shortest message.
+    end: usize,
+    /// The least number of bytes, before the bias, that gives a length.
+    least: u64,
+    /// How far above `least` such numbers go. Both make one comparison of what
+    /// would be three: below the header's end, below zero, beyond 64 bits.
+    span: u64,
+    pub(crate) bias: i64,
+    pub(crate) mask: u64,
+    pub(crate) shift: u32,
+    pub(crate) scale: u64,
+}
+
+/// The plain fields, which take a load of known width and no arithmetic but the
+/// bias, and all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    U8,
+    U16Be,
+    U16Le,
+    U24Be,
+    U24Le,
+    U32Be,
+    U32Le,
+    U64Be,
+    U64Le,
+    General,
+}
+
+impl LengthField {
+    /// An integer of `width` bytes, `offset` bytes after the message's first
+    /// one, that is the message's length as it stands.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::FieldWidth`] unless `width` is 1 to 8;
+    /// [`FrameError::FieldOffset`] if `offset` is above [`MAX_FIELD_OFFSET`].
+    pub const fn new(offset: usize, width: usize, endian: Endian) -> Result<Self, FrameError> {
+        if width == 0 || width > 8 {
+            return Err(FrameError::FieldWidth { width });
+        }
+        if offset > MAX_FIELD_OFFSET {
+            return Err(FrameError::FieldOffset { offset });
+        }
+        let field = Self {
+            shape: Shape::General,
+            // One byte has no order; equal fields shall compare as equal.
+            endian: if width == 1 { Endian::Big } else { endian },
+            width,
+            offset,
+            end: offset + width,
+            least: 0,
+            span: 0,
+            bias: 0,
+            mask: full_mask(width),
+            shift: 0,
+            scale: 1,
+        };
+        Ok(field.reshaped())
+    }
+
+    /// Which bits of the field count. Bits beyond the field's width are ignored;
+    /// without any bit the length is always the bias.
+    #[must_use]
+    pub const fn mask(mut self, mask: u64) -> Self {
+        self.mask = mask & full_mask(self.width);
+        self.reshaped()
+    }
+
+    /// How many bits the masked field is moved to the right. From 64 on, nothing
+    /// is left of it.
+    #[must_use]
+    pub const fn shift(mut self, shift: u32) -> Self {
+        self.shift = if shift > 64 { 64 } else { shift };
+        self.reshaped()
+    }
+
+    /// How many bytes one unit of the field means.
+    #[must_use]
+    pub const fn scale(mut self, scale: u64) -> Self {
+        self.scale = scale;
+        self.reshaped()
+    }
+
+    /// How many bytes the message is longer than the field says (below zero:
+    /// shorter), as when the length does not count the header.
+    #[must_use]
+    pub const fn bias(mut self, bias: i64) -> Self {
+        self.bias = bias;
+        self.reshaped()
+    }
+
+    /// Reads the length of the message that begins at `bytes`.
+    ///
+    /// Gives `NeedMore(offset + width)` if the field is not there as a whole,
+    /// and `Error(EPROTO)` if the length is below `offset + width` or overflows.
+    #[inline]
+    #[must_use]
+    pub fn parse(&self, bytes: &[u8]) -> Verdict {
+        let Some(tail) = bytes.get(self.offset..) else {
+            return Verdict::NeedMore(self.end);
+        };
+        let value = match self.shape {
+            Shape::U8 => tail.first().map(|&b| u64::from(b)),
+            Shape::U16Be => tail
+                .first_chunk()
+                .map(|b| u64::from(u16::from_be_bytes(*b))),
+            Shape::U16Le => tail
+                .first_chunk()
+                .map(|b| u64::from(u16::from_le_bytes(*b))),
+            Shape::U24Be => tail
+                .first_chunk()
+                .map(|&[a, b, c]| u64::from(u32::from_be_bytes([0, a, b, c]))),
+            Shape::U24Le => tail
+                .first_chunk()
+                .map(|&[a, b, c]| u64::from(u32::from_le_bytes([a, b, c, 0]))),
+            Shape::U32Be => tail
+                .first_chunk()
+                .map(|b| u64::from(u32::from_be_bytes(*b))),
+            Shape::U32Le => tail
+                .first_chunk()
+                .map(|b| u64::from(u32::from_le_bytes(*b))),
+            Shape::U64Be => tail.first_chunk().map(|b| u64::from_be_bytes(*b)),
+            Shape::U64Le => tail.first_chunk().map(|b| u64::from_le_bytes(*b)),
+            Shape::General => return self.parse_general(tail),
+        };
+        let Some(value) = value else {
+            return Verdict::NeedMore(self.end);
+        };
+        self.conclude(value)
+    }
+
+    /// The header that goes before a body of `body_len` bytes: all zero but the
+    /// field. It is as long as the field's end, or as the bias where that is
+    /// more and counts single bytes (`u24be+9` has 9 bytes of header).
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::BodyTooLong`] if the field has no room for the length,
+    /// [`FrameError::NotRepresentable`] if it cannot say this very length, and
+    /// [`FrameError::HeaderTooLong`] if the header is above
+    /// [`MAX_HEADER`](crate::MAX_HEADER).
+    pub fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
+        let header_len = self.header_len();
+        let mut header = usize::try_from(header_len)
+            .ok()
+            .and_then(Header::zeroed)
+            .ok_or(FrameError::HeaderTooLong { len: header_len })?;
+        let field = self.field_for(header_len, body_len)?;
+        let place = &mut header[self.offset..self.end];
+        match self.endian {
+            Endian::Big => place.copy_from_slice(&field.to_be_bytes()[8 - self.width..]),
+            Endian::Little => place.copy_from_slice(&field.to_le_bytes()[..self.width]),
+        }
+        Ok(header)
+    }
+
+    /// What is wrong with bytes that `parse` has called an error.
+    #[cold]
+    pub(crate) fn fault_in(&self, bytes: &[u8]) -> Fault {
+        let value = bytes
+            .get(self.offset..)
+            .and_then(|tail| self.load(tail))
+            .unwrap_or(0);
+        // No product of two 64-bit numbers and no such sum overflows 128 bits.
+        let len = u128::from(self.extract(value)) * u128::from(self.scale);
+        let len = match self.bias.unsigned_abs() {
+            bias if self.bias < 0 => len.saturating_sub(bias.into()),
+            bias => len + u128::from(bias),
+        };
+        Fault::BadLength {
+            len: u64::try_from(len).unwrap_or(u64::MAX),
+            least: self.end as u64,
+        }
+    }
+
+    /// All widths, masks and scales, at the price of more work.
+    fn parse_general(&self, tail: &[u8]) -> Verdict {
+        let Some(value) = self.load(tail) else {
+            return Verdict::NeedMore(self.end);
+        };
+        match self.extract(value).checked_mul(self.scale) {
+            Some(unbiased) => self.conclude(unbiased),
+            None => Verdict::Error(EPROTO),
+        }
+    }
+
+    /// The verdict for a number of bytes to which the bias is still to be added.
+    #[inline]
+    fn conclude(&self, unbiased: u64) -> Verdict {
+        if unbiased.wrapping_sub(self.least) > self.span {
+            return Verdict::Error(EPROTO);
+        }
+        // Does not wrap: that is what the comparison was about.
+        Verdict::message(unbiased.wrapping_add_signed(self.bias))
+    }
+
+    /// The field as it stands at the front of `tail`.
+    fn load(&self, tail: &[u8]) -> Option<u64> {
+        if let Some(&bytes) = tail.first_chunk() {
+            return Some(match self.endian {
+                Endian::Big => u64::from_be_bytes(bytes) >> (64 - 8 * self.width),
+                Endian::Little => u64::from_le_bytes(bytes) & full_mask(self.width),
+            });
+        }
+        // Near the end of the bytes, where eight cannot be read at once.
+        let field = tail.get(..self.width)?;
+        let push = |value: u64, &byte: &u8| value << 8 | u64::from(byte);
+        Some(match self.endian {
+            Endian::Big => field.iter().fold(0, push),
+            Endian::Little => field.iter().rev().fold(0, push),
+        })
+    }
+
+    /// The part of the field that counts.
+    fn extract(&self, value: u64) -> u64 {
+        (value & self.mask).checked_shr(self.shift).unwrap_or(0)
+    }
+
+    /// Bytes of the header that a sender writes.
+    fn header_len(&self) -> u64 {
+        let end = self.end as u64;
+        match u64::try_from(self.bias) {
+            Ok(bias) if self.scale == 1 => end.max(bias),
+            _ => end,
+        }
+    }
+
+    /// The inverse of the formula: what the field holds for such a message.
+    fn field_for(&self, header_len: u64, body_len: u64) -> Result<u64, FrameError> {
+        let too_long = || FrameError::BodyTooLong {
+            body_len,
+            max: self.longest_body(header_len),
+        };
+        let not_representable = FrameError::NotRepresentable { body_len };
+        let total = header_len.checked_add(body_len).ok_or_else(too_long)?;
+        // 128 bits hold this difference whatever the bias is.
+        let scaled = i128::from(total) - i128::from(self.bias);
+        let Ok(scaled) = u128::try_from(scaled) else {
+            return Err(not_representable);
+        };
+        let scale = u128::from(self.scale);
+        let units = match (scaled.checked_div(scale), scaled.checked_rem(scale)) {
+            (Some(units), Some(0)) => units,
+            (None, _) if scaled == 0 => 0,
+            _ => return Err(not_representable),
+        };
+        let greatest = self.extract(u64::MAX);
+        let units = match u64::try_from(units) {
+            Ok(units) if units <= greatest => units,
+            _ => return Err(too_long()),
+        };
+        // Not above the greatest, so no bit is lost here; with a shift of 64 the
+        // greatest is 0 and so is this.
+        let field = units.checked_shl(self.shift).unwrap_or(0);
+        if field & !self.mask != 0 {
+            return Err(not_representable);
+        }
+        Ok(field)
+    }
+
+    /// The longest body that the field can speak of, for a message to the user.
+    fn longest_body(&self, header_len: u64) -> u64 {
+        self.extract(u64::MAX)
+            .saturating_mul(self.scale)
+            .saturating_add_signed(self.bias)
+            .saturating_sub(header_len)
+    }
+
+    /// Finds the shape and the range again after a change.
+    const fn reshaped(mut self) -> Self {
+        let (end, bias) = (self.end as u64, self.bias.unsigned_abs());
+        // Neither sum overflows: `end` is small, and the bias has 63 bits.
+        let (least, most) = if self.bias < 0 {
+            (end + bias, u64::MAX)
+        } else {
+            (end.saturating_sub(bias), u64::MAX - bias)
+        };
+        self.least = least;
+        self.span = most - least;
+        let plain = self.mask == full_mask(self.width) && self.shift == 0 && self.scale == 1;
+        self.shape = match (self.width, self.endian) {
+            _ if !plain => Shape::General,
+            (1, _) => Shape::U8,
+            (2, Endian::Big) => Shape::U16Be,
+            (2, Endian::Little) => Shape::U16Le,
+            (3, Endian::Big) => Shape::U24Be,
+            (3, Endian::Little) => Shape::U24Le,
+            (4, Endian::Big) => Shape::U32Be,
+            (4, Endian::Little) => Shape::U32Le,
+            (8, Endian::Big) => Shape::U64Be,
+            (8, Endian::Little) => Shape::U64Le,
+            _ => Shape::General,
+        };
+        self
+    }
+}
+
+/// All bits of a field of 1 to 8 bytes.
+pub(crate) const fn full_mask(width: usize) -> u64 {
+    u64::MAX >> (64 - 8 * width)
+}
+
+#[cfg(test)]
+mod tests;
