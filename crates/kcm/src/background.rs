@@ -1,0 +1,368 @@
+//! The one thread that sleeps in the background, for the whole process.
+//!
+//! It never stands in the way of a message. It sends what the system did not take at once when it
+//! takes it, accepts connections of listeners, ends what has timed out, and sends replies that a
+//! thread kept back for one another and then forgot over long work (`gather.rs`). It is started
+//! when first needed, and sleeps while there is nothing to do.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    mem::MaybeUninit,
+    net::TcpListener,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{EventfdFlags, Timespec, epoll, eventfd},
+    io::Errno,
+};
+
+use crate::{
+    error::Result,
+    event::EndReason,
+    mux::{HALF_CLOSE_GRACE, Mux},
+    psock::{NO_PARTIAL, Psock},
+    transport::Carrier,
+};
+
+/// Replies kept back are looked after this often: what a thread gathers it sends itself within
+/// 20 us, unless it has turned to something else.
+const TICK: Duration = Duration::from_millis(1);
+/// A connection without replies to gather for so many ticks is not looked at any more.
+const IDLE_TICKS: u32 = 50;
+/// A listener whose connection limit is reached is tried again after this.
+const LISTEN_AGAIN: Duration = Duration::from_millis(10);
+
+/// The thread, started at the first call.
+pub(crate) fn get() -> &'static Background {
+    static BACKGROUND: OnceLock<Background> = OnceLock::new();
+    BACKGROUND.get_or_init(|| {
+        // Without an epoll, an eventfd or a thread the process is at its limits in a way that
+        // nothing here could be done about.
+        let background = Background::new().expect("the background thread needs two descriptors");
+        thread::Builder::new()
+            .name("kcm-background".into())
+            .spawn(|| get().run())
+            .expect("the background thread can be started");
+        background
+    })
+}
+
+pub(crate) struct Background {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+    next_key: AtomicU64,
+    work: Mutex<Work>,
+}
+
+#[derive(Default)]
+struct Work {
+    watched: HashMap<u64, Watched>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    ticking: Vec<(Weak<Psock>, u32)>,
+}
+
+#[derive(Clone)]
+enum Watched {
+    Writable(Weak<Psock>),
+    Listener(Weak<Mux>, Arc<TcpListener>),
+}
+
+struct Timer {
+    at: Instant,
+    key: u64,
+    job: Job,
+}
+
+#[derive(Clone)]
+enum Job {
+    Deadline(Weak<Psock>),
+    HalfClosed(Weak<Psock>),
+    /// Keeps the connection alive: nobody else does any more.
+    Linger(Arc<Psock>),
+    Listen(Weak<Mux>, Arc<TcpListener>),
+}
+
+impl Background {
+    fn new() -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &bell, data, epoll::EventFlags::IN)?;
+        Ok(Self {
+            epoll,
+            bell,
+            next_key: AtomicU64::new(1),
+            work: Mutex::default(),
+        })
+    }
+
+    /// Goes on sending on this connection when the system takes more.
+    pub(crate) fn watch_writable(&self, psock: &Arc<Psock>) {
+        let Some(carrier) = psock.tx.carrier() else {
+            return;
+        };
+        let key = psock.background_key.get_or_init(|| self.key());
+        let data = epoll::EventData::new_u64(*key);
+        let flags = epoll::EventFlags::OUT | epoll::EventFlags::ONESHOT;
+        self.work()
+            .watched
+            .insert(*key, Watched::Writable(Arc::downgrade(psock)));
+        let result = match epoll::add(&self.epoll, carrier.as_fd(), data, flags) {
+            Err(Errno::EXIST) => epoll::modify(&self.epoll, carrier.as_fd(), data, flags),
+            result => result,
+        };
+        if let Err(e) = result {
+            psock.tx.abort(psock, EndReason::System(e.raw_os_error()));
+        }
+    }
+
+    /// The connection's stream is about to leave: nothing is registered of it any more.
+    pub(crate) fn forget(&self, psock: &Psock, carrier: &Carrier) {
+        if let Some(key) = psock.background_key.get() {
+            self.work().watched.remove(key);
+            let _ = epoll::delete(&self.epoll, carrier.as_fd());
+        }
+    }
+
+    /// Accepts connections for the multiplexor.
+    pub(crate) fn listen(&self, mux: &Arc<Mux>, listener: TcpListener) -> Result<()> {
+        self.add_listener(Arc::downgrade(mux), Arc::new(listener))
+    }
+
+    fn add_listener(&self, mux: Weak<Mux>, listener: Arc<TcpListener>) -> Result<()> {
+        let key = self.key();
+        let data = epoll::EventData::new_u64(key);
+        let watched = Watched::Listener(mux, listener.clone());
+        self.work().watched.insert(key, watched);
+        if let Err(e) = epoll::add(&self.epoll, &listener, data, epoll::EventFlags::IN) {
+            self.work().watched.remove(&key);
+            return Err(e.into());
+        }
+        Ok(())
+    }
+
+    /// Stops accepting for a multiplexor that closes.
+    pub(crate) fn stop_listening(&self, mux: &Mux) {
+        self.work().watched.retain(|_, watched| match watched {
+            Watched::Listener(owner, _) => !std::ptr::eq(owner.as_ptr(), mux),
+            Watched::Writable(_) => true,
+        });
+    }
+
+    /// Looks at the connection's unfinished message when its time may be over.
+    pub(crate) fn deadline(&self, psock: &Arc<Psock>, after: Duration) {
+        self.at(Instant::now() + after, Job::Deadline(Arc::downgrade(psock)));
+    }
+
+    /// Closes the connection when nobody answers its peer any more.
+    pub(crate) fn half_closed(&self, psock: &Arc<Psock>) {
+        let job = Job::HalfClosed(Arc::downgrade(psock));
+        self.at(Instant::now() + HALF_CLOSE_GRACE, job);
+    }
+
+    /// Keeps the closing connection for what it still sends, and gives it up then.
+    pub(crate) fn linger(&self, psock: &Arc<Psock>, linger: Duration) {
+        self.at(Instant::now() + linger, Job::Linger(psock.clone()));
+    }
+
+    /// Looks after replies that are kept back on this connection.
+    pub(crate) fn tick(&self, psock: &Arc<Psock>) {
+        if psock.tx.ticking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut work = self.work();
+        work.ticking.push((Arc::downgrade(psock), 0));
+        let first = work.ticking.len() == 1;
+        drop(work);
+        if first {
+            self.ring();
+        }
+    }
+
+    fn key(&self) -> u64 {
+        self.next_key.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    fn at(&self, at: Instant, job: Job) {
+        let key = self.key();
+        let mut work = self.work();
+        let sooner = work.timers.peek().is_none_or(|first| at < first.0.at);
+        work.timers.push(Reverse(Timer { at, key, job }));
+        drop(work);
+        if sooner {
+            self.ring();
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let mut room = [const { MaybeUninit::uninit() }; 64];
+            let timeout = self.timeout();
+            if let Ok((events, _)) = epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
+                for event in events.iter() {
+                    self.event(event.data.u64());
+                }
+            }
+            self.timers();
+            self.ticks();
+        }
+    }
+
+    /// Until the next thing to do.
+    fn timeout(&self) -> Option<Timespec> {
+        let work = self.work();
+        let timer = work
+            .timers
+            .peek()
+            .map(|first| first.0.at.saturating_duration_since(Instant::now()));
+        let tick = (!work.ticking.is_empty()).then_some(TICK);
+        let wait = match (timer, tick) {
+            (Some(timer), Some(tick)) => timer.min(tick),
+            (timer, tick) => timer.or(tick)?,
+        };
+        Some(Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        })
+    }
+
+    fn event(&self, key: u64) {
+        if key == 0 {
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+            return;
+        }
+        let watched = self.work().watched.get(&key).cloned();
+        match watched {
+            Some(Watched::Writable(psock)) => {
+                if let Some(psock) = psock.upgrade() {
+                    psock.tx.writable(&psock);
+                }
+            }
+            Some(Watched::Listener(mux, listener)) => {
+                let open = mux.upgrade().filter(|mux| !mux.is_closed());
+                let full = open.as_ref().is_some_and(|mux| !mux.accept_from(&listener));
+                if open.is_none() || full {
+                    self.work().watched.remove(&key);
+                    let _ = epoll::delete(&self.epoll, &listener);
+                }
+                if full {
+                    self.at(Instant::now() + LISTEN_AGAIN, Job::Listen(mux, listener));
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn timers(&self) {
+        let now = Instant::now();
+        loop {
+            let mut work = self.work();
+            if work.timers.peek().is_none_or(|first| first.0.at > now) {
+                return;
+            }
+            let Some(Reverse(timer)) = work.timers.pop() else {
+                return;
+            };
+            drop(work);
+            match timer.job {
+                Job::Deadline(psock) => self.check_deadline(psock),
+                Job::HalfClosed(psock) => self.check_half_closed(psock),
+                Job::Linger(psock) => psock.tx.abort(&psock, EndReason::Closed),
+                // Where the system has no room for it now, it has next time.
+                Job::Listen(mux, listener) => {
+                    if mux.strong_count() > 0
+                        && self.add_listener(mux.clone(), listener.clone()).is_err()
+                    {
+                        self.at(now + LISTEN_AGAIN, Job::Listen(mux, listener));
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_deadline(&self, psock: Weak<Psock>) {
+        let Some(psock) = psock.upgrade() else { return };
+        psock.deadline_set.store(false, Ordering::Release);
+        let since_ns = psock.partial_since_ns.load(Ordering::Relaxed);
+        let limit = psock.deadline();
+        let (true, Some(limit)) = (since_ns != NO_PARTIAL && !psock.has_ended(), limit) else {
+            return;
+        };
+        let age = Duration::from_nanos(psock.mux.watched_ns().saturating_sub(since_ns));
+        if age >= limit {
+            psock.deadline_passed.store(true, Ordering::Relaxed);
+            psock.notify();
+            psock.mux.bring_watcher_back();
+        } else if !psock.deadline_set.swap(true, Ordering::AcqRel) {
+            self.deadline(&psock, (limit - age).max(TICK));
+        }
+    }
+
+    fn check_half_closed(&self, psock: Weak<Psock>) {
+        /// References to a connection that nobody uses: the multiplexor's list, and this one.
+        const UNUSED: usize = 2;
+        let Some(psock) = psock.upgrade() else { return };
+        let answered = psock.is_answered() || Arc::strong_count(&psock) <= UNUSED;
+        if psock.tx.queued_bytes() > 0 || !answered {
+            // Work on its messages goes on, or its peer reads slowly.
+            self.half_closed(&psock);
+        } else if psock.mux.remove_psock(psock.id).is_some() {
+            psock.tx.close(&psock);
+        }
+    }
+
+    fn ticks(&self) {
+        let ticking = std::mem::take(&mut self.work().ticking);
+        let mut still = Vec::with_capacity(ticking.len());
+        for (weak, idle) in ticking {
+            let Some(psock) = weak.upgrade() else {
+                continue;
+            };
+            let idle = if psock.tx.tick(&psock) { 0 } else { idle + 1 };
+            if idle < IDLE_TICKS {
+                still.push((weak, idle));
+                continue;
+            }
+            psock.tx.ticking.store(false, Ordering::Release);
+            // A reply that was kept back just before.
+            psock.tx.flush(&psock);
+        }
+        self.work().ticking.append(&mut still);
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Timer {}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.key).cmp(&(other.at, other.key))
+    }
+}

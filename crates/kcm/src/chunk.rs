@@ -1,0 +1,414 @@
+//! Reference-counted memory that received bytes live in.
+//!
+//! One system call reads many messages. Copying each into memory of its own would cost more than
+//! all the rest, so messages are views of the block that the system wrote them to, and the block
+//! lives as long as the last of them.
+//!
+//! ```text
+//!            shared: any number of Slices            the Buffer's own
+//!   ├────────┬────────┬──────────────┬──────────┼───────────────────────┤
+//!   │ msg    │ msg    │ msg          │ partial  │ room                  │
+//!   └────────┴────────┴──────────────┴──────────┴───────────────────────┘
+//!   0                                           filled           capacity
+//! ```
+//!
+//! There is one [`Buffer`] for a block: the right to append. Bytes below `filled` never change
+//! while anybody else holds the block; bytes above it are seen by the `Buffer` alone. A [`Slice`]
+//! is a view of filled bytes. A [`Credit`] is a stock of references bought in one atomic operation:
+//! a thread that walks through a burst pays for all of its messages at once.
+//!
+//! # Contract of the unsafe code
+//!
+//! - `Block::refs` counts one for the `Buffer`, one for each `Slice`, and what is left in each
+//!   `Credit`. Whoever takes it to 0 frees the block, and nobody touches the block after giving up
+//!   a reference.
+//! - Bytes below `filled` are initialised; those above may not be.
+//! - Only the `Buffer` writes: above `filled` at any time; below `filled`, and the owner, only when
+//!   `refs` is 1, when no other view exists.
+
+use std::{
+    alloc::{Layout, alloc, dealloc, handle_alloc_error},
+    cell::UnsafeCell,
+    mem::MaybeUninit,
+    ops::{Deref, Range},
+    ptr::NonNull,
+    slice,
+};
+
+use crate::sync::{AtomicUsize, Ordering, fence};
+
+/// Head of a block; the bytes follow it.
+struct Block<T> {
+    refs: AtomicUsize,
+    capacity: usize,
+    /// Whom the bytes came from; dropped with the block, or when the buffer is used anew.
+    owner: UnsafeCell<Option<T>>,
+}
+
+impl<T> Block<T> {
+    fn layout(capacity: usize) -> Layout {
+        // A capacity that makes this overflow could not have been allocated.
+        let (layout, offset) = Layout::new::<Self>()
+            .extend(Layout::array::<u8>(capacity).expect("capacity fits in memory"))
+            .expect("capacity fits in memory");
+        debug_assert_eq!(offset, size_of::<Self>());
+        layout
+    }
+
+    fn bytes(this: NonNull<Self>) -> NonNull<u8> {
+        // SAFETY: the bytes follow the head in the same allocation (`layout`).
+        unsafe { this.add(1).cast() }
+    }
+
+    /// Gives up `n` references.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns them and does not use the block afterwards.
+    unsafe fn release(this: NonNull<Self>, n: usize) {
+        // SAFETY: the caller's references keep the block alive up to this operation.
+        // SYNC: pairs with the fence below in the thread that frees, and with the acquire load in
+        // `Buffer::is_unique`: what this thread did with the bytes happens before.
+        let before = unsafe { this.as_ref() }
+            .refs
+            .fetch_sub(n, Ordering::Release);
+        debug_assert!(before >= n);
+        if before == n {
+            fence(Ordering::Acquire);
+            // SAFETY: the count is 0: nobody else can reach the block any more.
+            unsafe { Self::free(this) };
+        }
+    }
+
+    #[cold]
+    unsafe fn free(this: NonNull<Self>) {
+        // SAFETY: the caller is the last one (`release`); allocated with this layout.
+        unsafe {
+            let layout = Self::layout(this.as_ref().capacity);
+            this.drop_in_place();
+            dealloc(this.cast().as_ptr(), layout);
+        }
+    }
+}
+
+/// The right to append to a block.
+pub(crate) struct Buffer<T> {
+    block: NonNull<Block<T>>,
+    filled: usize,
+}
+
+// SAFETY: a Buffer is one reference and the only writer; the rest of the block is only read, and
+// its count is atomic. `T` is reached through it by reference from several threads, and dropped by
+// any.
+unsafe impl<T: Send + Sync> Send for Buffer<T> {}
+// SAFETY: as above; `&Buffer` gives only reads.
+unsafe impl<T: Send + Sync> Sync for Buffer<T> {}
+
+impl<T> Buffer<T> {
+    /// A new block with room for `capacity` bytes (at least one).
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        let layout = Block::<T>::layout(capacity);
+        // SAFETY: the layout is not empty: it holds at least the head.
+        let block: *mut Block<T> = unsafe { alloc(layout) }.cast();
+        let Some(block) = NonNull::new(block) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: fresh memory of the right layout.
+        unsafe {
+            block.write(Block {
+                refs: AtomicUsize::new(1),
+                capacity,
+                owner: UnsafeCell::new(None),
+            });
+        }
+        Self { block, filled: 0 }
+    }
+
+    fn head(&self) -> &Block<T> {
+        // SAFETY: this Buffer's reference keeps the block alive.
+        unsafe { self.block.as_ref() }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.head().capacity
+    }
+
+    /// Number of bytes that are filled.
+    pub(crate) fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Whether nobody else holds the block.
+    pub(crate) fn is_unique(&self) -> bool {
+        // SYNC: acquire, with the release in `Block::release`: the others' reads are over.
+        self.head().refs.load(Ordering::Acquire) == 1
+    }
+
+    /// The filled bytes.
+    pub(crate) fn filled(&self) -> &[u8] {
+        // SAFETY: initialised, inside the block, and written only through `&mut self`.
+        unsafe { slice::from_raw_parts(Block::bytes(self.block).as_ptr(), self.filled) }
+    }
+
+    /// Bytes that can still be appended.
+    pub(crate) fn room_len(&self) -> usize {
+        self.capacity() - self.filled
+    }
+
+    fn room(&mut self) -> &mut [MaybeUninit<u8>] {
+        let len = self.room_len();
+        // SAFETY: inside the block; no Slice reaches above `filled`, and there is one Buffer,
+        // borrowed mutably.
+        unsafe {
+            let start = Block::bytes(self.block).add(self.filled);
+            slice::from_raw_parts_mut(start.cast().as_ptr(), len)
+        }
+    }
+
+    /// Appends what `read` puts at the beginning of the room (of at most `most` bytes of it) and
+    /// gives back as the part that it initialised. The number of bytes.
+    pub(crate) fn append<E>(
+        &mut self,
+        most: usize,
+        read: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<&mut [u8], E>,
+    ) -> Result<usize, E> {
+        let room = self.room();
+        let most = most.min(room.len());
+        let room = &mut room[..most];
+        let start = room.as_ptr().cast::<u8>();
+        let initialised = read(room)?;
+        assert!(initialised.is_empty() || initialised.as_ptr() == start);
+        let n = initialised.len();
+        self.filled += n;
+        Ok(n)
+    }
+
+    /// Appends a copy of `bytes`, for which there must be room.
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.room()[..bytes.len()].write_copy_of_slice(bytes);
+        self.filled += bytes.len();
+    }
+
+    /// Keeps only the filled bytes from `start` on, moved to the front. The block must be unique.
+    pub(crate) fn keep_from(&mut self, start: usize) {
+        assert!(self.is_unique() && start <= self.filled);
+        // SAFETY: unique, so nobody else sees the bytes; both ranges are inside the filled part.
+        unsafe {
+            let bytes = Block::bytes(self.block).as_ptr();
+            bytes.copy_from(bytes.add(start), self.filled - start);
+        }
+        self.filled -= start;
+    }
+
+    /// Forgets the bytes and whose they were. The block must be unique.
+    pub(crate) fn clear(&mut self) {
+        self.set_owner(None);
+        self.filled = 0;
+    }
+
+    /// Says whose bytes these are. The block must be unique.
+    pub(crate) fn set_owner(&mut self, owner: Option<T>) {
+        assert!(self.is_unique());
+        // SAFETY: unique, so no Slice can be reading the owner.
+        let before = unsafe { self.head().owner.get().replace(owner) };
+        drop(before);
+    }
+
+    /// A view of a part of the filled bytes.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Slice<T> {
+        self.credit(1).slice(range)
+    }
+
+    /// References for up to `n` views of what is filled now.
+    pub(crate) fn credit(&self, n: usize) -> Credit<T> {
+        // Relaxed: made from a reference that exists.
+        self.head().refs.fetch_add(n, Ordering::Relaxed);
+        Credit {
+            block: self.block,
+            left: n,
+            filled: self.filled,
+        }
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // SAFETY: this Buffer's own reference.
+        unsafe { Block::release(self.block, 1) };
+    }
+}
+
+/// A stock of references to a block.
+pub(crate) struct Credit<T> {
+    block: NonNull<Block<T>>,
+    left: usize,
+    filled: usize,
+}
+
+// SAFETY: as for `Buffer`, without the writing.
+unsafe impl<T: Send + Sync> Send for Credit<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Credit<T> {}
+
+impl<T> Credit<T> {
+    /// The bytes that were filled when the credit was taken.
+    #[inline]
+    pub(crate) fn filled(&self) -> &[u8] {
+        // SAFETY: the references in stock keep the block alive (there is always one left, or the
+        // Buffer that it came from outlives it: see `slice`); filled bytes do not change.
+        unsafe { slice::from_raw_parts(Block::bytes(self.block).as_ptr(), self.filled) }
+    }
+
+    /// A view, paid from the stock.
+    #[inline]
+    pub(crate) fn slice(&mut self, range: Range<usize>) -> Slice<T> {
+        assert!(self.left > 0 && range.start <= range.end && range.end <= self.filled);
+        self.left -= 1;
+        Slice {
+            block: self.block,
+            // SAFETY: inside the block.
+            start: unsafe { Block::bytes(self.block).add(range.start) },
+            len: range.end - range.start,
+        }
+    }
+}
+
+impl<T> Drop for Credit<T> {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            // SAFETY: what is left in stock is this Credit's own.
+            unsafe { Block::release(self.block, self.left) };
+        }
+    }
+}
+
+/// A view of filled bytes, which keeps them alive.
+pub(crate) struct Slice<T> {
+    block: NonNull<Block<T>>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a Slice only reads filled bytes and the owner.
+unsafe impl<T: Send + Sync> Send for Slice<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Slice<T> {}
+
+impl<T> Slice<T> {
+    /// Whose bytes these are.
+    #[inline]
+    pub(crate) fn owner(&self) -> Option<&T> {
+        // SAFETY: written only while the block is unique, which it is not while this Slice lives.
+        unsafe { (*self.block.as_ref().owner.get()).as_ref() }
+    }
+
+    /// Another view, of the bytes from `from` on.
+    pub(crate) fn suffix(&self, from: usize) -> Self {
+        assert!(from <= self.len);
+        // SAFETY: alive through this Slice. Relaxed: made from a reference that exists.
+        unsafe { self.block.as_ref() }
+            .refs
+            .fetch_add(1, Ordering::Relaxed);
+        Self {
+            block: self.block,
+            // SAFETY: not beyond the end of this view.
+            start: unsafe { self.start.add(from) },
+            len: self.len - from,
+        }
+    }
+}
+
+impl<T> Deref for Slice<T> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: filled, and unchanged while this Slice lives.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Slice<T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: this Slice's own reference.
+        unsafe { Block::release(self.block, 1) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn views_outlive_the_buffer_and_free_the_owner_last() {
+        let owner = Arc::new(());
+        let mut buffer = Buffer::with_capacity(16);
+        buffer.set_owner(Some(owner.clone()));
+        buffer.extend(b"abcdef");
+        let mut credit = buffer.credit(3);
+        let a = credit.slice(0..3);
+        let b = a.suffix(0);
+        assert!(!buffer.is_unique());
+        drop(buffer);
+        drop(credit);
+        assert_eq!((&*a, &*b), (&b"abc"[..], &b"abc"[..]));
+        drop(a);
+        assert_eq!(Arc::strong_count(&owner), 2);
+        assert!(b.owner().is_some());
+        drop(b);
+        assert_eq!(Arc::strong_count(&owner), 1);
+    }
+
+    #[test]
+    fn a_unique_buffer_is_used_anew() {
+        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+        buffer.extend(b"abcdefgh");
+        assert_eq!(buffer.room_len(), 0);
+        let view = buffer.slice(2..4);
+        drop(view);
+        buffer.keep_from(6);
+        assert_eq!(buffer.filled(), b"gh");
+        buffer.extend(b"ij");
+        assert_eq!(buffer.filled(), b"ghij");
+    }
+
+    #[test]
+    #[should_panic(expected = "is_unique")]
+    fn a_shared_buffer_is_not_moved() {
+        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+        buffer.extend(b"abcdefgh");
+        let _view = buffer.slice(0..4);
+        buffer.keep_from(4);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::thread;
+
+    /// Two threads drop views while the buffer's holder waits to be alone: it then may write.
+    #[test]
+    fn loom_unique_after_the_last_view() {
+        loom::model(|| {
+            let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+            buffer.extend(b"abcd");
+            let mut credit = buffer.credit(2);
+            let (a, b) = (credit.slice(0..2), credit.slice(2..4));
+            drop(credit);
+            let one = thread::spawn(move || assert_eq!(&*a, b"ab"));
+            let two = thread::spawn(move || assert_eq!(&*b, b"cd"));
+            if buffer.is_unique() {
+                buffer.keep_from(4);
+                buffer.extend(b"zzzz");
+            }
+            one.join().unwrap();
+            two.join().unwrap();
+            assert!(buffer.is_unique());
+        });
+    }
+}

@@ -1,0 +1,349 @@
+//! The way of a message from its connection to the socket that asks.
+//!
+//! A message stays with its connection until a thread asks for one. The thread that has the claim
+//! of a connection cuts one message off the front for itself; what is left is
+//!
+//! - *leased* to it, when nobody else waits: it walks through the rest alone, without locks, until
+//!   another thread comes and revokes the lease (`lease.rs`);
+//! - put back to the ready list when somebody waits, and one thread is woken;
+//! - for a batch, granted up to the caller's share.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use kcm_frame::{Native, Step, Verdict};
+
+use crate::{
+    chunk::Credit,
+    event::EndReason,
+    gather,
+    message::Message,
+    mux::{Mux, Ready},
+    psock::Psock,
+    receive::{Fill, Origin, Rx},
+    socket::SocketState,
+};
+
+/// Messages of a lease, when there are other connections that want their turn.
+const LEASE_MESSAGES_AMONG_OTHERS: u32 = 64;
+
+/// What a socket walks through alone.
+pub(crate) struct Hand {
+    credit: Credit<Origin>,
+    native: Native,
+    position: usize,
+    start: usize,
+    max_message_bytes: u64,
+    /// Messages that may still be taken before others have their turn.
+    left: u32,
+    taken: u64,
+    pub(crate) psock: Arc<Psock>,
+}
+
+/// How a walk ends.
+pub(crate) enum HandEnd {
+    /// The socket has the connection's claim again.
+    Back(Arc<Psock>),
+    /// Another thread took the rest; the last message may still be this socket's.
+    Revoked(Option<Message>),
+}
+
+impl Hand {
+    /// The next whole message, if it is there and still this socket's.
+    #[inline]
+    pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
+        let rest = &self.credit.filled()[self.position..];
+        if self.left == 0 {
+            return None;
+        }
+        let Verdict::Message(frame) = self.native.parse(rest) else {
+            return None;
+        };
+        if frame.len > self.max_message_bytes.min(rest.len() as u64) {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "not above the slice's length"
+        )]
+        let next = self.position + frame.len as usize;
+        if !state.lease.advance(next) {
+            return None;
+        }
+        let slice = self.credit.slice(self.position..next);
+        self.position = next;
+        self.taken += 1;
+        self.left -= 1;
+        Some(Message::new(slice))
+    }
+
+    /// Ends the walk.
+    pub(crate) fn end(mut self, mux: &Mux, state: &SocketState) -> HandEnd {
+        gather::end(&self.psock);
+        let end = match state.lease.end() {
+            Ok(psock) => {
+                mux.leases.fetch_sub(1, Ordering::SeqCst);
+                psock.rx().set_position(self.position);
+                HandEnd::Back(psock)
+            }
+            // The revoker saw the message at which both met as taken.
+            Err(position) if position > self.position => {
+                let slice = self.credit.slice(self.position..position);
+                self.position = position;
+                self.taken += 1;
+                HandEnd::Revoked(Some(Message::new(slice)))
+            }
+            Err(_) => HandEnd::Revoked(None),
+        };
+        count(&self.psock, state, self.taken, self.position - self.start);
+        end
+    }
+}
+
+/// Counts messages as received from a connection by a socket.
+fn count(psock: &Psock, state: &SocketState, messages: u64, bytes: usize) {
+    let bytes = bytes as u64;
+    psock
+        .counters
+        .rx_messages
+        .fetch_add(messages, Ordering::Relaxed);
+    psock.counters.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    state
+        .counters
+        .rx_messages
+        .fetch_add(messages, Ordering::Relaxed);
+    state.counters.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Whether the rest of a burst was leased.
+enum Lent {
+    Hand(Hand),
+    No,
+    /// It was, and another thread took it at once: the claim is no longer the caller's.
+    Revoked,
+}
+
+/// What a socket got from a connection.
+pub(crate) struct Taken {
+    pub(crate) message: Message,
+    /// More messages of the same burst, for a batch.
+    pub(crate) hand: Option<Hand>,
+    /// The connection is ordered, and waits until the socket asks again.
+    pub(crate) ordered: Option<Arc<Psock>>,
+}
+
+impl Mux {
+    /// Takes a message from a connection whose claim the caller has, and more into `batch` if up
+    /// to `want` are wanted. Gives the claim back, or keeps it in a lease or for an ordered
+    /// connection. `None`: there was none.
+    pub(crate) fn take(
+        &self,
+        psock: Arc<Psock>,
+        state: &SocketState,
+        want: usize,
+        batch: &mut impl Extend<Message>,
+    ) -> Option<Taken> {
+        let mut rx = psock.rx();
+        let message = loop {
+            match rx.step() {
+                Step::Message(frame) => {
+                    psock.end_partial();
+                    let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
+                    break rx.cut(len)?;
+                }
+                Step::Incomplete { need, len } => {
+                    let fill = if psock.edge.swap(false, Ordering::Acquire) {
+                        rx.fill(&psock, need, len, false)
+                    } else {
+                        Fill::Nothing
+                    };
+                    match fill {
+                        Fill::Some => {
+                            psock.counters.need_more.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
+                            drop(rx);
+                            self.end_receiving(&psock, EndReason::Deadline);
+                            return None;
+                        }
+                        Fill::Nothing => {
+                            rx.settle(&psock);
+                            if !rx.bytes().is_empty() {
+                                psock.begin_partial(rx.assembler.limits().assembly_deadline);
+                            }
+                            drop(rx);
+                            psock.release(false);
+                            return None;
+                        }
+                        Fill::HeldBack => {
+                            psock.edge.store(true, Ordering::Relaxed);
+                            drop(rx);
+                            psock.release(false);
+                            return None;
+                        }
+                        Fill::End(reason) => {
+                            drop(rx);
+                            self.end_receiving(&psock, reason);
+                            return None;
+                        }
+                    }
+                }
+                Step::Fault(fault) => {
+                    drop(rx);
+                    self.end_receiving(&psock, EndReason::Fault(fault));
+                    return None;
+                }
+            }
+        };
+        let mut taken = Taken {
+            message,
+            hand: None,
+            ordered: None,
+        };
+        count(&psock, state, 1, taken.message.len());
+        if psock.ordered.load(Ordering::Relaxed) {
+            // The claim stays with the socket: nobody else can take the next message.
+            drop(rx);
+            taken.ordered = Some(psock);
+            return Some(taken);
+        }
+        if !rx.bytes().is_empty() {
+            match self.lease(&psock, &rx, state) {
+                Lent::Hand(hand) => {
+                    drop(rx);
+                    gather::begin(&psock);
+                    taken.hand = Some(hand);
+                    return Some(taken);
+                }
+                Lent::Revoked => return Some(taken),
+                Lent::No => {}
+            }
+            if want > 1 {
+                self.grant(&psock, &mut rx, state, want - 1, batch);
+            }
+        }
+        // One look ahead, so that nobody is woken for half a message.
+        let more = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
+        let more = more || psock.edge.load(Ordering::Relaxed);
+        if !more {
+            rx.settle(&psock);
+            if !rx.bytes().is_empty() {
+                psock.begin_partial(rx.assembler.limits().assembly_deadline);
+            }
+        }
+        drop(rx);
+        psock.release(more);
+        Some(taken)
+    }
+
+    /// Leases the rest of a burst to the caller, if nobody else waits for a message.
+    fn lease(&self, psock: &Arc<Psock>, rx: &Rx, state: &SocketState) -> Lent {
+        let (Some(native), Some(buffer)) = (rx.assembler.native(), rx.buffer()) else {
+            return Lent::No;
+        };
+        let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
+        if holdoff > 0 {
+            self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
+            return Lent::No;
+        }
+        if self.hub.waiting() > 0 || (self.readiness.polled() > 0 && self.socket_count() > 1) {
+            return Lent::No;
+        }
+        // Less than one more message is not worth it.
+        let Verdict::Message(frame) = native.parse(rx.bytes()) else {
+            return Lent::No;
+        };
+        let max_message_bytes = rx.assembler.limits().max_message_bytes as u64;
+        if frame.len > max_message_bytes.min(rx.bytes().len() as u64) {
+            return Lent::No;
+        }
+        let position = rx.position;
+        let credit = buffer.credit(rx.bytes().len());
+        state.lease.begin(psock.clone(), position);
+        // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
+        // sees the lease, or is seen here.
+        self.leases.fetch_add(1, Ordering::SeqCst);
+        if self.hub.waiting() > 0 {
+            match state.lease.end() {
+                Ok(_) => {
+                    self.leases.fetch_sub(1, Ordering::SeqCst);
+                    return Lent::No;
+                }
+                Err(_) => return Lent::Revoked,
+            }
+        }
+        Lent::Hand(Hand {
+            credit,
+            native,
+            position,
+            start: position,
+            max_message_bytes,
+            left: if self.psock_count() > 1 {
+                LEASE_MESSAGES_AMONG_OTHERS
+            } else {
+                u32::MAX
+            },
+            taken: 0,
+            psock: psock.clone(),
+        })
+    }
+
+    /// Cuts up to `want` messages off the front for a batch, at most the caller's share of the
+    /// bytes that are there.
+    fn grant(
+        &self,
+        psock: &Arc<Psock>,
+        rx: &mut Rx,
+        state: &SocketState,
+        want: usize,
+        batch: &mut impl Extend<Message>,
+    ) {
+        let share = rx.bytes().len() / (self.hub.waiting() + 1);
+        let (mut messages, mut bytes) = (0, 0);
+        while messages < want as u64 && bytes < share {
+            let Step::Message(frame) = rx.step() else {
+                break;
+            };
+            let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
+            let Some(message) = rx.cut(len) else { break };
+            batch.extend([message]);
+            messages += 1;
+            bytes += len;
+        }
+        count(psock, state, messages, bytes);
+    }
+
+    /// Nothing more can be received from this connection, whose claim the caller has (and keeps:
+    /// nobody will need it again).
+    pub(crate) fn end_receiving(&self, psock: &Arc<Psock>, reason: EndReason) {
+        {
+            let mut rx = psock.rx();
+            if rx.is_stopped() {
+                return;
+            }
+            rx.stop();
+        }
+        psock.end_partial();
+        self.receiving_ended(psock, reason);
+    }
+
+    /// An item of the ready list becomes a message.
+    pub(crate) fn take_ready(
+        &self,
+        ready: Ready,
+        state: &SocketState,
+        want: usize,
+        batch: &mut impl Extend<Message>,
+    ) -> Option<Taken> {
+        match ready {
+            Ready::Message(message) => Some(Taken {
+                message,
+                hand: None,
+                ordered: None,
+            }),
+            Ready::Psock(psock) => {
+                psock.claim.claim();
+                self.take(psock, state, want, batch)
+            }
+        }
+    }
+}

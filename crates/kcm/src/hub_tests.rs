@@ -1,0 +1,87 @@
+use std::{sync::mpsc, thread};
+
+use super::*;
+
+fn soon() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(10))
+}
+
+#[test]
+fn one_watches_and_the_others_park() {
+    let hub: Hub<u32> = Hub::new();
+    let parker = Parker::new();
+    assert_eq!(hub.turn(&parker, soon()), Turn::Watch);
+    assert_eq!(hub.try_turn(), Turn::TimedOut);
+    let past = Some(Instant::now());
+    assert_eq!(hub.turn(&parker, past), Turn::TimedOut);
+    hub.leave_watch([1, 2], false);
+    assert_eq!(hub.pop(), Some(1));
+    assert_eq!(hub.turn(&parker, soon()), Turn::Item(2));
+    assert_eq!(hub.try_turn(), Turn::Watch);
+}
+
+#[test]
+fn a_push_wakes_a_parked_thread_or_kicks_the_watcher() {
+    let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
+    assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
+    assert!(hub.watch_may_sleep());
+    assert_eq!(hub.push(7), Kick::Watcher);
+    assert!(!hub.watch_may_sleep() && hub.is_kick_pending());
+    assert_eq!(hub.push(8), Kick::None, "it is on its way");
+    hub.leave_watch([], false);
+    assert!(!hub.is_kick_pending());
+    assert_eq!((hub.pop(), hub.pop(), hub.pop()), (Some(7), Some(8), None));
+
+    assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
+    let (send, receive) = mpsc::channel();
+    let other = {
+        let hub = hub.clone();
+        thread::spawn(move || {
+            send.send(()).unwrap();
+            hub.turn(&Parker::new(), soon())
+        })
+    };
+    receive.recv().unwrap();
+    while lock(&hub.state).parked.is_empty() {
+        thread::yield_now();
+    }
+    assert_eq!(hub.push(9), Kick::None);
+    assert_eq!(other.join().unwrap(), Turn::Item(9));
+}
+
+#[test]
+fn the_deputy_takes_an_empty_watch_over() {
+    let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
+    assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
+    let other = {
+        let hub = hub.clone();
+        thread::spawn(move || hub.turn(&Parker::new(), soon()))
+    };
+    while lock(&hub.state).deputy.is_none() {
+        thread::yield_now();
+    }
+    // It leaves with the only message, and wakes nobody.
+    hub.leave_watch([], false);
+    assert_eq!(other.join().unwrap(), Turn::Watch);
+}
+
+#[test]
+fn closing_sends_everybody_home() {
+    let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
+    assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let hub = hub.clone();
+            thread::spawn(move || hub.turn(&Parker::new(), soon()))
+        })
+        .collect();
+    while lock(&hub.state).parked.len() < 3 {
+        thread::yield_now();
+    }
+    assert_eq!(hub.close(), Kick::Watcher);
+    for other in others {
+        assert_eq!(other.join().unwrap(), Turn::Closed);
+    }
+    assert_eq!(hub.push(1), Kick::None);
+    assert_eq!(hub.try_turn(), Turn::Closed);
+}

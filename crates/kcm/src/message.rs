@@ -1,0 +1,84 @@
+//! A received message.
+
+use std::{fmt, io::IoSlice, ops::Deref, sync::Arc};
+
+use crate::{
+    chunk::Slice, connection::ConnectionId, error::Result, gather, psock::Psock, receive::Origin,
+    transmit::Wait,
+};
+
+/// One whole message, header included. Keeps its bytes alive, wherever it is sent: a view of what
+/// was read, of at most eight times its burst's length.
+///
+/// To keep a small message out of a large burst for long, copy it (`message.to_vec()`).
+pub struct Message {
+    slice: Slice<Origin>,
+}
+
+impl Message {
+    pub(crate) fn new(slice: Slice<Origin>) -> Self {
+        Self { slice }
+    }
+
+    /// The connection that it came from.
+    pub fn connection(&self) -> ConnectionId {
+        self.psock().id
+    }
+
+    /// Sends a message back to the connection that this one came from. It never goes elsewhere.
+    ///
+    /// Waits while more than the send buffer's limit is queued there; a message that has been
+    /// taken is sent without the caller's help. Replies to the messages of one burst leave
+    /// together: at its end, after 32 KiB, or after 20 us.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::ConnectionEnded`] (`EPIPE`) when the connection has ended.
+    pub fn reply(&self, message: &[u8]) -> Result<()> {
+        self.reply_vectored(&[IoSlice::new(message)])
+    }
+
+    /// As [`Message::reply`], gathered from several pieces.
+    pub fn reply_vectored(&self, message: &[IoSlice<'_>]) -> Result<()> {
+        let psock = self.psock();
+        let hold = gather::hold(psock);
+        psock.tx.send(psock, message, true, hold, Wait::Forever)
+    }
+
+    pub(crate) fn psock(&self) -> &Arc<Psock> {
+        let origin = self.slice.owner();
+        &origin.expect("a connection's buffers have an owner").psock
+    }
+
+    /// Another view of the same message, from this byte on.
+    pub(crate) fn share_from(&self, from: usize) -> Self {
+        Self {
+            slice: self.slice.suffix(from),
+        }
+    }
+}
+
+impl Deref for Message {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.slice
+    }
+}
+
+impl AsRef<[u8]> for Message {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("connection", &self.connection())
+            .field("len_bytes", &self.len())
+            .finish()
+    }
+}

@@ -1,0 +1,591 @@
+//! The inside of a multiplexor: its connections, its sockets, and what joins them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use kcm_frame::{Framing, Limits};
+use slab::Slab;
+
+use crate::{
+    background,
+    builder::{Builder, MuxLimits},
+    connection::ConnectionId,
+    error::{Error, Result},
+    event::{ConnectionEvent, EndReason},
+    hub::{Hub, Kick},
+    memory::Memory,
+    message::Message,
+    psock::Psock,
+    readiness::Readiness,
+    socket::{SocketState, SocketType},
+    stats::MuxCounters,
+    transmit::Outgoing,
+    watch::Watch,
+};
+
+/// Ends of connections kept for [`crate::Multiplexor::next_event`], 65,536 (3 MiB): as many as
+/// there may be connections. A program that never asks loses the oldest.
+const MOST_EVENTS: usize = 65_536;
+
+/// How long a connection whose peer has closed its direction waits for an answer that nobody has
+/// begun. Long enough for a program that remembers the id and answers later; short, because most
+/// such peers are simply gone.
+pub(crate) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// What a thread that receives may work on.
+pub(crate) enum Ready {
+    /// A connection that has, or may have, a message.
+    Psock(Arc<Psock>),
+    /// A message whose connection was taken away, or whose socket was closed.
+    Message(Message),
+}
+
+pub(crate) struct Mux {
+    pub(crate) hub: Hub<Ready>,
+    pub(crate) watch: Watch,
+    pub(crate) readiness: Readiness,
+    pub(crate) memory: Memory,
+    pub(crate) limits: MuxLimits,
+    pub(crate) framing: Framing,
+    pub(crate) message_limits: Limits,
+    pub(crate) socket_type: SocketType,
+    pub(crate) spin: bool,
+    pub(crate) sticky_send: bool,
+    pub(crate) connect_wait: Duration,
+    pub(crate) linger: Duration,
+    psocks: RwLock<Psocks>,
+    /// Length of `psocks`, to be read without the lock.
+    psock_count: AtomicUsize,
+    sockets: RwLock<Slab<Arc<SocketState>>>,
+    socket_count: AtomicUsize,
+    /// Sockets that hold a lease.
+    pub(crate) leases: AtomicUsize,
+    /// Takes until the next lease may be given, after one was revoked.
+    pub(crate) lease_holdoff: AtomicU32,
+    /// Changes whenever a connection comes, for sends that wait for one.
+    arrivals: Mutex<()>,
+    arrived: Condvar,
+    events: Mutex<VecDeque<ConnectionEvent>>,
+    has_event: Condvar,
+    closed: AtomicBool,
+    pub(crate) counters: MuxCounters,
+    /// Where the next unaddressed send begins to look.
+    next_send: AtomicUsize,
+    /// Handles (multiplexors and sockets) that keep it open.
+    handles: AtomicUsize,
+}
+
+/// The connections, by number and in a row.
+#[derive(Default)]
+struct Psocks {
+    by_id: HashMap<u64, usize>,
+    row: Vec<Arc<Psock>>,
+    last_id: u64,
+}
+
+impl Mux {
+    pub(crate) fn new(builder: Builder) -> Result<Arc<Self>> {
+        let watch = Watch::new()?;
+        let mux = Arc::new(Self {
+            hub: Hub::new(),
+            readiness: Readiness::new(),
+            watch,
+            memory: Memory::new(builder.mux_limits.max_memory_bytes),
+            limits: builder.mux_limits,
+            framing: builder.framing,
+            message_limits: builder.limits,
+            socket_type: builder.socket_type,
+            spin: builder.spin,
+            sticky_send: builder.sticky_send,
+            connect_wait: builder.connect_wait,
+            linger: builder.linger,
+            psocks: RwLock::default(),
+            psock_count: AtomicUsize::new(0),
+            sockets: RwLock::default(),
+            socket_count: AtomicUsize::new(0),
+            leases: AtomicUsize::new(0),
+            lease_holdoff: AtomicU32::new(0),
+            arrivals: Mutex::new(()),
+            arrived: Condvar::new(),
+            events: Mutex::default(),
+            has_event: Condvar::new(),
+            closed: AtomicBool::new(false),
+            counters: MuxCounters::default(),
+            next_send: AtomicUsize::new(0),
+            handles: AtomicUsize::new(0),
+        });
+        crate::stats::register(&mux);
+        Ok(mux)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn psock_count(&self) -> usize {
+        self.psock_count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn socket_count(&self) -> usize {
+        self.socket_count.load(Ordering::Relaxed)
+    }
+
+    // Connections.
+
+    /// Adds a connection; `make` gets its id.
+    pub(crate) fn add_psock(
+        self: &Arc<Self>,
+        make: impl FnOnce(ConnectionId) -> Result<Arc<Psock>>,
+    ) -> Result<Arc<Psock>> {
+        let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        if psocks.row.len() >= self.limits.max_connections {
+            return Err(Error::LimitReached {
+                limit: "max_connections",
+                value: self.limits.max_connections,
+            });
+        }
+        let id = psocks.last_id + 1;
+        let psock = make(ConnectionId(id))?;
+        // The only connection is watched directly, and in no epoll, unless it must be.
+        let alone = psocks.row.is_empty() && self.readiness.polled() == 0;
+        if !alone || !psock.can_be_watched_alone() {
+            for other in &psocks.row {
+                self.watch.register(other)?;
+            }
+            self.watch.register(&psock)?;
+        }
+        psocks.last_id = id;
+        let place = psocks.row.len();
+        psocks.by_id.insert(id, place);
+        psocks.row.push(psock.clone());
+        self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        drop(psocks);
+        self.counters.attach.fetch_add(1, Ordering::Relaxed);
+        // Somebody may be waiting for another connection alone, or for none at all.
+        self.bring_watcher_back();
+        psock.notify();
+        drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
+        self.arrived.notify_all();
+        self.sendable();
+        Ok(psock)
+    }
+
+    /// Takes a connection out of the list.
+    pub(crate) fn remove_psock(&self, id: ConnectionId) -> Option<Arc<Psock>> {
+        let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
+        let place = psocks.by_id.remove(&id.0)?;
+        let psock = psocks.row.swap_remove(place);
+        if let Some(moved) = psocks.row.get(place) {
+            let moved = moved.id.0;
+            psocks.by_id.insert(moved, place);
+        }
+        self.watch.unregister(&psock);
+        self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        drop(psocks);
+        self.counters.unattach.fetch_add(1, Ordering::Relaxed);
+        self.counters.absorb(&psock.counters);
+        psock
+            .attached
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take();
+        Some(psock)
+    }
+
+    pub(crate) fn psock(&self, id: ConnectionId) -> Result<Arc<Psock>> {
+        let psocks = self.psocks();
+        let place = psocks.by_id.get(&id.0).ok_or(Error::NoSuchConnection)?;
+        Ok(psocks.row[*place].clone())
+    }
+
+    /// Looks several connections up at once.
+    pub(crate) fn psocks_of(
+        &self,
+        ids: impl Iterator<Item = u64>,
+        mut found: impl FnMut(usize, &Arc<Psock>),
+    ) {
+        let psocks = self.psocks();
+        for (i, id) in ids.enumerate() {
+            if let Some(place) = psocks.by_id.get(&id) {
+                found(i, &psocks.row[*place]);
+            }
+        }
+    }
+
+    pub(crate) fn all_psocks(&self) -> Vec<Arc<Psock>> {
+        self.psocks().row.clone()
+    }
+
+    /// The only connection, if there is just one; `alone` is called with the list locked.
+    pub(crate) fn only_psock(&self) -> Option<Arc<Psock>> {
+        if self.psock_count() != 1 {
+            return None;
+        }
+        match self.psocks().row.as_slice() {
+            [only] => Some(only.clone()),
+            _ => None,
+        }
+    }
+
+    /// Takes the only connection out of the epoll; false when it is not alone any more.
+    pub(crate) fn unregister_only(&self, psock: &Arc<Psock>) -> bool {
+        let psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
+        let alone = matches!(psocks.row.as_slice(), [only] if Arc::ptr_eq(only, psock))
+            && self.readiness.polled() == 0;
+        if alone {
+            self.watch.unregister(psock);
+        }
+        alone
+    }
+
+    /// Puts all connections into the epoll.
+    pub(crate) fn register_all(&self) -> Result<()> {
+        let psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
+        psocks
+            .row
+            .iter()
+            .try_for_each(|psock| self.watch.register(psock))
+    }
+
+    fn psocks(&self) -> RwLockReadGuard<'_, Psocks> {
+        self.psocks.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    // Receiving.
+
+    /// A connection has work for a thread that receives.
+    pub(crate) fn push_ready(&self, psock: Arc<Psock>) {
+        let kick = self.hub.push(Ready::Psock(psock));
+        self.after_push(kick);
+    }
+
+    /// Messages that were in somebody's hand: older than anything that is ready.
+    pub(crate) fn push_messages(&self, messages: impl DoubleEndedIterator<Item = Message>) {
+        for message in messages.rev() {
+            let kick = self.hub.push_front(Ready::Message(message));
+            self.after_push(kick);
+        }
+    }
+
+    pub(crate) fn after_push(&self, kick: Kick) {
+        if kick == Kick::Watcher {
+            self.watch.bring_back(&self.hub);
+        }
+        if self.readiness.polled() > 0 {
+            self.readiness.offer(self);
+        }
+    }
+
+    /// Makes the thread that watches look anew at what it waits for.
+    pub(crate) fn bring_watcher_back(&self) {
+        if self.hub.kick() == Kick::Watcher {
+            self.watch.bring_back(&self.hub);
+        }
+    }
+
+    /// Time during which somebody waited for messages, in ns. Assembly deadlines are measured on
+    /// it: they stand still while nobody would read what a peer sends.
+    pub(crate) fn watched_ns(&self) -> u64 {
+        self.watch.watched_ns(self.readiness.polled() > 0)
+    }
+
+    // Sending.
+
+    /// The connection for an unaddressed message: one on which least is queued, in turn. Gives
+    /// `Err(true)` when there is one but all are full, `Err(false)` when there is none.
+    pub(crate) fn choose(
+        &self,
+        last: Option<ConnectionId>,
+    ) -> std::result::Result<Arc<Psock>, bool> {
+        /// With more queued than this, affinity gives way.
+        const SHORT_BYTES: usize = 64 << 10;
+        let psocks = self.psocks();
+        let count = psocks.row.len();
+        if self.sticky_send
+            && let Some(last) = last
+            && let Some(place) = psocks.by_id.get(&last.0)
+        {
+            let psock = &psocks.row[*place];
+            if psock.tx.queued_bytes() < SHORT_BYTES && psock.tx.has_room(usize::MAX) == Some(true)
+            {
+                return Ok(psock.clone());
+            }
+        }
+        let first = self.next_send.fetch_add(1, Ordering::Relaxed);
+        let mut best: Option<(usize, &Arc<Psock>)> = None;
+        for i in 0..count {
+            let psock = &psocks.row[(first + i) % count];
+            let queued = psock.tx.queued_bytes();
+            if best.is_some_and(|(least, _)| queued >= least)
+                || psock.tx.has_room(usize::MAX).is_none()
+            {
+                continue;
+            }
+            best = Some((queued, psock));
+            if queued == 0 {
+                break;
+            }
+        }
+        match best {
+            None => Err(false),
+            Some((queued, _)) if queued >= self.limits.send_buffer_bytes => Err(true),
+            Some((_, psock)) => Ok(psock.clone()),
+        }
+    }
+
+    /// Whether an unaddressed send would be taken now.
+    pub(crate) fn can_send(&self) -> bool {
+        let limit = self.limits.send_buffer_bytes;
+        self.psocks()
+            .row
+            .iter()
+            .any(|psock| psock.tx.has_room(limit) == Some(true))
+    }
+
+    /// Room for a message may have come somewhere: wakes who waits for any.
+    pub(crate) fn sendable(&self) {
+        if self.readiness.wants_writable() {
+            self.readiness.update_writable(self);
+        }
+        if self.readiness.has_senders() {
+            drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
+            self.arrived.notify_all();
+        }
+    }
+
+    /// Waits until a connection comes, or has room; `still_not` is asked under the lock. False:
+    /// the time is over.
+    pub(crate) fn wait_for_arrival(
+        &self,
+        deadline: Option<Instant>,
+        still_not: impl Fn() -> bool,
+    ) -> bool {
+        let _sender = self.readiness.begin_sending();
+        let guard = self.arrivals.lock().unwrap_or_else(|e| e.into_inner());
+        if self.is_closed() || !still_not() {
+            return true;
+        }
+        match deadline {
+            None => drop(self.arrived.wait(guard)),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return false;
+                }
+                drop(self.arrived.wait_timeout(guard, left));
+            }
+        }
+        true
+    }
+
+    /// Unaddressed messages of a connection that died go out whole on others; without any, they
+    /// wait for the next to come, bounded by what was queued.
+    pub(crate) fn resend(&self, messages: impl Iterator<Item = Outgoing>) {
+        for message in messages {
+            self.counters.tx_retries.fetch_add(1, Ordering::Relaxed);
+            let mut message = message;
+            // Each try ends, or takes a connection out of the choice.
+            while let Ok(psock) = self.choose_any() {
+                match psock.tx.send_again(&psock, message) {
+                    Ok(()) => break,
+                    Err(back) => message = back,
+                }
+            }
+        }
+    }
+
+    fn choose_any(&self) -> std::result::Result<Arc<Psock>, ()> {
+        let psocks = self.psocks();
+        psocks
+            .row
+            .iter()
+            .filter(|psock| psock.tx.has_room(usize::MAX).is_some())
+            .min_by_key(|psock| psock.tx.queued_bytes())
+            .cloned()
+            .ok_or(())
+    }
+
+    // The end of connections.
+
+    /// The end of a connection, told once.
+    pub(crate) fn tell(&self, psock: &Arc<Psock>, reason: EndReason) {
+        self.counters.count_end(reason);
+        let mut events = self.events();
+        if events.len() == MOST_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(ConnectionEvent {
+            connection: psock.id,
+            reason,
+        });
+        drop(events);
+        self.has_event.notify_one();
+    }
+
+    pub(crate) fn try_next_event(&self) -> Option<ConnectionEvent> {
+        self.events().pop_front()
+    }
+
+    pub(crate) fn next_event(&self) -> Result<ConnectionEvent> {
+        let mut events = self.events();
+        loop {
+            if let Some(event) = events.pop_front() {
+                return Ok(event);
+            }
+            if self.is_closed() {
+                return Err(Error::Closed);
+            }
+            events = self
+                .has_event
+                .wait(events)
+                .unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, VecDeque<ConnectionEvent>> {
+        self.events.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The receiving side of a connection is at its end: nothing more will come.
+    pub(crate) fn receiving_ended(&self, psock: &Arc<Psock>, reason: EndReason) {
+        psock.tell_end(reason);
+        match reason {
+            EndReason::Eof | EndReason::EofInMessage { .. } if !psock.tx.is_over() => {
+                self.finish_half_closed(psock);
+            }
+            _ => {
+                psock.tx.abort(psock, reason);
+                self.remove_psock(psock.id);
+            }
+        }
+    }
+
+    /// The peer has closed its direction. Once it has its answers, so do we.
+    pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) {
+        if psock.is_answered() && psock.tx.queued_bytes() == 0 {
+            self.remove_psock(psock.id);
+            psock.tx.close(psock);
+        } else {
+            background::get().half_closed(psock);
+        }
+    }
+
+    /// Closes one connection: what is queued goes out within the linger time.
+    pub(crate) fn close_psock(&self, psock: &Arc<Psock>) {
+        psock.tell_end(EndReason::Closed);
+        psock.lock_rx().stop();
+        if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
+            background::get().linger(psock, self.linger);
+        }
+        psock.notify();
+    }
+
+    // Sockets.
+
+    pub(crate) fn add_socket(
+        &self,
+        state: impl FnOnce(usize) -> SocketState,
+    ) -> Result<Arc<SocketState>> {
+        let mut sockets = self.sockets.write().unwrap_or_else(|e| e.into_inner());
+        if self.is_closed() {
+            return Err(Error::Closed);
+        }
+        if sockets.len() >= self.limits.max_sockets {
+            return Err(Error::LimitReached {
+                limit: "max_sockets",
+                value: self.limits.max_sockets,
+            });
+        }
+        let entry = sockets.vacant_entry();
+        let state = Arc::new(state(entry.key()));
+        entry.insert(state.clone());
+        self.socket_count.store(sockets.len(), Ordering::Relaxed);
+        Ok(state)
+    }
+
+    pub(crate) fn remove_socket(&self, index: usize) {
+        let mut sockets = self.sockets.write().unwrap_or_else(|e| e.into_inner());
+        if sockets.contains(index) {
+            sockets.remove(index);
+        }
+        self.socket_count.store(sockets.len(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn all_sockets(&self) -> Vec<Arc<SocketState>> {
+        let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
+        sockets.iter().map(|(_, socket)| socket.clone()).collect()
+    }
+
+    /// Takes what another socket has leased and not come to yet. The caller has the connection's
+    /// claim then.
+    pub(crate) fn revoke_a_lease(&self) -> Option<Arc<Psock>> {
+        /// Takes without leases after one was revoked: the revocation costs some 2 us for both
+        /// threads, a take under locks 100 ns.
+        const HOLDOFF: u32 = 256;
+        let psock = self.revoke_unless(|psock| psock.ordered.load(Ordering::Relaxed))?;
+        self.lease_holdoff.store(HOLDOFF, Ordering::Relaxed);
+        Some(psock)
+    }
+
+    /// Takes the lease of a connection back, and with it its claim. False: it has none.
+    pub(crate) fn revoke_lease_of(&self, psock: &Arc<Psock>) -> bool {
+        self.revoke_unless(|leased| !Arc::ptr_eq(leased, psock))
+            .is_some()
+    }
+
+    fn revoke_unless(&self, unless: impl Fn(&Arc<Psock>) -> bool) -> Option<Arc<Psock>> {
+        if self.leases.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
+        for (_, socket) in sockets.iter() {
+            if let Some((psock, position)) = socket.lease.revoke(&unless) {
+                self.leases.fetch_sub(1, Ordering::SeqCst);
+                psock.lock_rx().set_position(position);
+                return Some(psock);
+            }
+        }
+        None
+    }
+
+    // The end of the multiplexor.
+
+    pub(crate) fn add_handle(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A multiplexor or socket handle is gone; with the last one everything closes.
+    pub(crate) fn drop_handle(&self) {
+        if self.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.close();
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        background::get().stop_listening(self);
+        let kick = self.hub.close();
+        if kick == Kick::Watcher {
+            self.watch.bring_back(&self.hub);
+        }
+        for psock in self.all_psocks() {
+            self.close_psock(&psock);
+        }
+        self.readiness.close();
+        drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
+        self.arrived.notify_all();
+        drop(self.events());
+        self.has_event.notify_all();
+    }
+}

@@ -1,0 +1,196 @@
+//! The state of one attached connection; the kernel calls it a psock.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kcm_frame::{Assembler, Framing, Limits};
+
+use crate::{
+    attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, mux::Mux,
+    receive::Rx, transmit::Transmit, transport::Carrier,
+};
+
+pub(crate) struct Psock {
+    pub(crate) id: ConnectionId,
+    pub(crate) mux: Arc<Mux>,
+    /// Who works on what it receives.
+    pub(crate) claim: Claim,
+    /// Something may have come that was not read yet. Set before [`Claim::notify`], cleared before
+    /// reading.
+    pub(crate) edge: AtomicBool,
+    /// An edge may be missing: the peer has hung up, or has sent an urgent byte, at which a read
+    /// stops short. From then on every read goes on until there is nothing more.
+    pub(crate) drain: AtomicBool,
+    /// Its descriptor is in the multiplexor's epoll.
+    pub(crate) registered: AtomicBool,
+    /// The next message waits for the end of work on the previous one.
+    pub(crate) ordered: AtomicBool,
+    /// When, on the multiplexor's clock of watched time, the unfinished message at the front
+    /// began; [`NO_PARTIAL`] without one.
+    pub(crate) partial_since_ns: AtomicU64,
+    /// The assembly deadline of that message has passed.
+    pub(crate) deadline_passed: AtomicBool,
+    /// A timer for the deadline is set.
+    pub(crate) deadline_set: AtomicBool,
+    rx: Mutex<Rx>,
+    pub(crate) tx: Transmit,
+    pub(crate) counters: PsockCounters,
+    /// Its end has been told.
+    ended: AtomicBool,
+    /// It is a socket, on which a thread can block.
+    pub(crate) is_socket: bool,
+    /// The assembly deadline in ns; 0: none.
+    deadline_ns: AtomicU64,
+    /// Its number in the background thread's epoll.
+    pub(crate) background_key: OnceLock<u64>,
+    /// Its place in the process-wide list of attached streams.
+    pub(crate) attached: Mutex<Option<Attached>>,
+}
+
+/// `Psock::partial_since_ns` of a connection that is between two messages.
+pub(crate) const NO_PARTIAL: u64 = u64::MAX;
+
+#[derive(Default)]
+pub(crate) struct PsockCounters {
+    pub(crate) rx_messages: AtomicU64,
+    pub(crate) rx_bytes: AtomicU64,
+    pub(crate) tx_messages: AtomicU64,
+    pub(crate) tx_bytes: AtomicU64,
+    pub(crate) need_more: AtomicU64,
+}
+
+impl Psock {
+    pub(crate) fn new(
+        id: ConnectionId,
+        mux: Arc<Mux>,
+        carrier: Arc<Carrier>,
+        framing: &Framing,
+        limits: Limits,
+        already_read: &[u8],
+        attached: Option<Attached>,
+    ) -> Self {
+        let assembler = Assembler::new(framing, limits);
+        let this = Self {
+            id,
+            claim: Claim::new(),
+            edge: AtomicBool::new(true),
+            drain: AtomicBool::new(false),
+            registered: AtomicBool::new(false),
+            ordered: AtomicBool::new(false),
+            partial_since_ns: AtomicU64::new(NO_PARTIAL),
+            deadline_passed: AtomicBool::new(false),
+            deadline_set: AtomicBool::new(false),
+            counters: PsockCounters::default(),
+            ended: AtomicBool::new(false),
+            attached: Mutex::new(attached),
+            is_socket: carrier.is_socket(),
+            deadline_ns: AtomicU64::new(0),
+            background_key: OnceLock::new(),
+            rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
+            tx: Transmit::new(carrier, framing),
+            mux,
+        };
+        this.set_deadline(limits.assembly_deadline);
+        this
+    }
+
+    /// The time that a message has to become whole.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        let ns = self.deadline_ns.load(Ordering::Relaxed);
+        (ns > 0).then(|| Duration::from_nanos(ns))
+    }
+
+    pub(crate) fn set_deadline(&self, deadline: Option<Duration>) {
+        let ns = deadline.map_or(0, |d| {
+            u64::try_from(d.as_nanos()).unwrap_or(u64::MAX).max(1)
+        });
+        self.deadline_ns.store(ns, Ordering::Relaxed);
+    }
+
+    /// The receiving side. Held over a receive that blocks when its thread watches this
+    /// connection alone: who is not that thread brings it back first ([`Psock::lock_rx`]).
+    pub(crate) fn rx(&self) -> MutexGuard<'_, Rx> {
+        self.rx.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The receiving side, for others than the thread that has the claim.
+    pub(crate) fn lock_rx(&self) -> MutexGuard<'_, Rx> {
+        loop {
+            match self.rx.try_lock() {
+                Ok(rx) => return rx,
+                Err(std::sync::TryLockError::Poisoned(e)) => return e.into_inner(),
+                Err(std::sync::TryLockError::WouldBlock) => {
+                    self.mux.bring_watcher_back();
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Bytes may have come: has a thread look at the connection.
+    pub(crate) fn notify(self: &Arc<Self>) {
+        self.edge.store(true, Ordering::Release);
+        if self.claim.notify() {
+            self.mux.push_ready(self.clone());
+        }
+    }
+
+    /// The thread that has the claim is done; `more` says whether it leaves work.
+    pub(crate) fn release(self: &Arc<Self>, more: bool) {
+        if self.claim.release(more) {
+            self.mux.push_ready(self.clone());
+        }
+    }
+
+    /// Has a socket that walks through a burst of it give back what it has not come to.
+    pub(crate) fn take_back_lease(self: &Arc<Self>) {
+        if self.mux.revoke_lease_of(self) {
+            self.release(true);
+        }
+    }
+
+    /// Whether its end was told.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Tells the end of the connection, the first time.
+    pub(crate) fn tell_end(self: &Arc<Self>, reason: EndReason) {
+        if !self.ended.swap(true, Ordering::AcqRel) {
+            self.mux.tell(self, reason);
+        }
+    }
+
+    /// Whether the program has answered everything it was given: then nobody waits for a
+    /// half-closed connection any more.
+    pub(crate) fn is_answered(&self) -> bool {
+        let counters = &self.counters;
+        counters.tx_messages.load(Ordering::Relaxed) >= counters.rx_messages.load(Ordering::Relaxed)
+    }
+
+    /// An unfinished message stands at the front, and nothing more is there: its time runs.
+    pub(crate) fn begin_partial(self: &Arc<Self>, deadline: Option<Duration>) {
+        let Some(deadline) = deadline else { return };
+        if self.partial_since_ns.load(Ordering::Relaxed) != NO_PARTIAL {
+            return;
+        }
+        let now_ns = self.mux.watched_ns();
+        self.partial_since_ns.store(now_ns, Ordering::Relaxed);
+        if !self.deadline_set.swap(true, Ordering::AcqRel) {
+            crate::background::get().deadline(self, deadline);
+        }
+    }
+
+    /// The message at the front is whole, or there is none.
+    pub(crate) fn end_partial(&self) {
+        if self.partial_since_ns.load(Ordering::Relaxed) != NO_PARTIAL {
+            self.partial_since_ns.store(NO_PARTIAL, Ordering::Relaxed);
+            self.deadline_passed.store(false, Ordering::Relaxed);
+        }
+    }
+}

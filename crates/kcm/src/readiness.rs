@@ -1,0 +1,251 @@
+//! Sockets in somebody else's event loop.
+//!
+//! A socket's descriptor is an epoll of its own. In it are a *bell* (an eventfd), which rings while
+//! the socket has messages in hand or some are ready for anybody, and, once somebody asked for the
+//! descriptor, the multiplexor's epoll, which is readable when something has happened on a
+//! connection. So it polls readable when a message can be taken, and early at most once for each
+//! arrival: bytes that do not complete a message are read by the first `recv` that finds them, and
+//! with that the multiplexor's epoll falls silent.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use crate::{error::Result, mux::Mux, socket::SocketState};
+
+/// What a multiplexor knows of those who poll.
+pub(crate) struct Readiness {
+    /// Sockets whose descriptor somebody asked for.
+    polled: AtomicUsize,
+    /// Threads that wait for any connection to send on.
+    senders: AtomicUsize,
+    writable: Mutex<Vec<Weak<Writable>>>,
+    wants_writable: AtomicBool,
+}
+
+/// Counts a thread as waiting to send while it lives.
+pub(crate) struct Sending<'a>(&'a AtomicUsize);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Readiness {
+    pub(crate) fn new() -> Self {
+        Self {
+            polled: AtomicUsize::new(0),
+            senders: AtomicUsize::new(0),
+            writable: Mutex::default(),
+            wants_writable: AtomicBool::new(false),
+        }
+    }
+
+    /// Sockets in somebody's event loop.
+    pub(crate) fn polled(&self) -> usize {
+        self.polled.load(Ordering::SeqCst)
+    }
+
+    /// Something is ready, and perhaps no thread is awake to take it: tells a socket that is
+    /// idle in its event loop.
+    pub(crate) fn offer(&self, mux: &Mux) {
+        for socket in mux.all_sockets() {
+            if socket.poll.is_idle() && !socket.is_receive_disabled() {
+                socket.poll.ring();
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn begin_sending(&self) -> Sending<'_> {
+        self.senders.fetch_add(1, Ordering::SeqCst);
+        Sending(&self.senders)
+    }
+
+    pub(crate) fn has_senders(&self) -> bool {
+        self.senders.load(Ordering::SeqCst) > 0
+    }
+
+    pub(crate) fn wants_writable(&self) -> bool {
+        self.wants_writable.load(Ordering::Relaxed)
+    }
+
+    /// Shows on every writable descriptor whether a send would be taken.
+    pub(crate) fn update_writable(&self, mux: &Mux) {
+        let mut all = self.writable.lock().unwrap_or_else(|e| e.into_inner());
+        let can = mux.is_closed() || mux.can_send();
+        all.retain(|writable| {
+            let writable = writable.upgrade();
+            if let Some(writable) = &writable {
+                writable.set(can);
+            }
+            writable.is_some()
+        });
+    }
+
+    /// Everybody is to look, and finds that it is closed.
+    pub(crate) fn close(&self) {
+        let all = self.writable.lock().unwrap_or_else(|e| e.into_inner());
+        for writable in all.iter().filter_map(Weak::upgrade) {
+            writable.set(true);
+        }
+    }
+}
+
+/// The descriptors of one socket.
+pub(crate) struct Poll {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+    rings: AtomicBool,
+    /// Somebody asked for the descriptor.
+    polled: OnceLock<()>,
+    /// Polled, and its last receive found nothing.
+    idle: AtomicBool,
+    writable: OnceLock<Arc<Writable>>,
+}
+
+impl Poll {
+    pub(crate) fn new() -> Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &bell, data, epoll::EventFlags::IN)?;
+        Ok(Self {
+            epoll,
+            bell,
+            rings: AtomicBool::new(false),
+            polled: OnceLock::new(),
+            idle: AtomicBool::new(false),
+            writable: OnceLock::new(),
+        })
+    }
+
+    /// The descriptor; from the first call on the socket counts as polled.
+    pub(crate) fn fd(&self, mux: &Mux, has_messages: bool) -> BorrowedFd<'_> {
+        self.polled.get_or_init(|| {
+            self.idle.store(true, Ordering::SeqCst);
+            mux.readiness.polled.fetch_add(1, Ordering::SeqCst);
+            let registered = mux.register_all().is_ok();
+            let data = epoll::EventData::new_u64(1);
+            let nested = epoll::add(&self.epoll, mux.watch.epoll(), data, epoll::EventFlags::IN);
+            mux.bring_watcher_back();
+            if has_messages || mux.hub.ready() > 0 || !registered || nested.is_err() {
+                // Early at worst, never late: also where the system has no room for the wait.
+                self.ring();
+            }
+        });
+        self.epoll.as_fd()
+    }
+
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled.get().is_some()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::SeqCst)
+    }
+
+    /// Makes the descriptor readable.
+    pub(crate) fn ring(&self) {
+        if !self.rings.swap(true, Ordering::SeqCst) {
+            // Its counter is 0 or 1: it takes one more.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn hush(&self) {
+        if self.rings.swap(false, Ordering::SeqCst) {
+            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        }
+    }
+
+    /// A receive on a polled socket is over.
+    pub(crate) fn after_recv(&self, mux: &Mux, found: bool, has_messages: bool) {
+        if !self.is_polled() {
+            return;
+        }
+        self.idle.store(!found, Ordering::SeqCst);
+        if has_messages || mux.hub.ready() > 0 {
+            self.ring();
+            return;
+        }
+        self.hush();
+        // What became ready just before the bell fell silent.
+        if mux.hub.ready() > 0 {
+            self.ring();
+        }
+    }
+
+    /// The socket is closed.
+    pub(crate) fn close(&self, mux: &Mux) {
+        if self.is_polled() {
+            self.idle.store(false, Ordering::SeqCst);
+            mux.readiness.polled.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The descriptor that polls writable; made at the first call.
+    pub(crate) fn writable_fd(&self, mux: &Mux) -> Result<BorrowedFd<'_>> {
+        if self.writable.get().is_none() {
+            let writable = Arc::new(Writable::new()?);
+            if self.writable.set(writable.clone()).is_ok() {
+                let mut all = mux
+                    .readiness
+                    .writable
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner());
+                all.push(Arc::downgrade(&writable));
+                drop(all);
+                mux.readiness.wants_writable.store(true, Ordering::SeqCst);
+                mux.readiness.update_writable(mux);
+            }
+        }
+        match self.writable.get() {
+            Some(writable) => Ok(writable.fd.as_fd()),
+            None => Err(crate::Error::Closed),
+        }
+    }
+}
+
+/// An eventfd that polls writable when told so: a full one is not.
+struct Writable {
+    fd: OwnedFd,
+    full: Mutex<bool>,
+}
+
+impl Writable {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            full: Mutex::new(false),
+        })
+    }
+
+    fn set(&self, writable: bool) {
+        /// The largest count an eventfd holds.
+        const FULL: u64 = u64::MAX - 1;
+        let mut full = self.full.lock().unwrap_or_else(|e| e.into_inner());
+        if *full == writable {
+            *full = !writable;
+            let _ = if writable {
+                rustix::io::read(&self.fd, &mut [0; 8])
+            } else {
+                rustix::io::write(&self.fd, &FULL.to_ne_bytes())
+            };
+        }
+    }
+}
+
+/// Whether the socket is to look at its bell: for the receive path.
+impl SocketState {
+    pub(crate) fn is_receive_disabled(&self) -> bool {
+        self.receive_disabled.load(Ordering::Relaxed)
+    }
+}

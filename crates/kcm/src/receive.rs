@@ -1,0 +1,343 @@
+//! The receiving side of a connection: bytes in, in as few system calls and copies as can be.
+//!
+//! A read goes into a thread's own spare chunk of 64 KiB, or behind what is left of the
+//! connection's chunk, or, for a message that is longer than a chunk, into memory of just its
+//! length. What is kept of it follows from how much came:
+//!
+//! - Little (up to [`SETTLE_BYTES`]): it is copied into memory of its own size, and the chunk, still
+//!   warm in the cache, stays with the thread. So a message that somebody keeps, or an unfinished
+//!   one, never pins more than eight times what was read with it.
+//! - More: the connection keeps the chunk, and its messages are views of it.
+//!
+//! An idle connection holds no chunk at all.
+
+use std::{
+    cell::RefCell,
+    io,
+    sync::{Arc, atomic::Ordering},
+};
+
+use kcm_frame::{Assembler, Step};
+
+use crate::{
+    chunk::{Buffer, Slice},
+    event::EndReason,
+    message::Message,
+    psock::Psock,
+    transport::Carrier,
+};
+
+/// Bytes of a read: about what a TCP receive buffer gives at once on loopback. Larger ones (256
+/// KiB) gained on one processor and nothing on two, and fall out of the cache.
+pub(crate) const CHUNK_BYTES: usize = 64 << 10;
+/// Up to here what was read is copied out of the chunk; an eighth of it.
+const SETTLE_BYTES: usize = CHUNK_BYTES / 8;
+/// Room worth a read: with less, what is left moves to a new chunk.
+const ROOM_BYTES: usize = CHUNK_BYTES / 4;
+
+thread_local! {
+    /// One chunk that this thread reads into next.
+    static SPARE: RefCell<Option<Buffer<Origin>>> = const { RefCell::new(None) };
+}
+
+/// Whose bytes a chunk holds; given back to the multiplexor's memory with the chunk.
+pub(crate) struct Origin {
+    pub(crate) psock: Arc<Psock>,
+    charged_bytes: usize,
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.psock.mux.memory.release(self.charged_bytes);
+    }
+}
+
+/// What became of a read.
+pub(crate) enum Fill {
+    /// Some bytes came.
+    Some,
+    /// Nothing more is there now.
+    Nothing,
+    /// The multiplexor's memory is used up: the connection is held back until some is free.
+    HeldBack,
+    /// The end, after everything before it.
+    End(EndReason),
+}
+
+pub(crate) struct Rx {
+    /// `None` when nothing more is to be read.
+    carrier: Option<Arc<Carrier>>,
+    pub(crate) assembler: Assembler,
+    buffer: Option<Buffer<Origin>>,
+    /// Where, in the buffer, the next message begins.
+    pub(crate) position: usize,
+    /// Bytes that were read before the connection was attached.
+    early: Vec<u8>,
+}
+
+impl Rx {
+    pub(crate) fn new(carrier: Arc<Carrier>, assembler: Assembler, already_read: &[u8]) -> Self {
+        Self {
+            carrier: Some(carrier),
+            assembler,
+            buffer: None,
+            position: 0,
+            early: already_read.to_vec(),
+        }
+    }
+
+    /// Bytes read and not delivered.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.buffer
+            .as_ref()
+            .map_or(&[], |buffer| &buffer.filled()[self.position..])
+    }
+
+    /// Looks for a whole message at the front.
+    pub(crate) fn step(&mut self) -> Step {
+        let bytes = match &self.buffer {
+            Some(buffer) => &buffer.filled()[self.position..],
+            None => &[],
+        };
+        self.assembler.step(bytes)
+    }
+
+    /// Cuts the message off the front, of which a step has said that it is whole.
+    pub(crate) fn cut(&mut self, len: usize) -> Option<Message> {
+        let buffer = self.buffer.as_ref()?;
+        let slice: Slice<Origin> = buffer.slice(self.position..self.position + len);
+        self.assembler.delivered(&slice);
+        self.set_position(self.position + len);
+        Some(Message::new(slice))
+    }
+
+    /// Says where the next message begins, after others have walked through a part.
+    pub(crate) fn set_position(&mut self, position: usize) {
+        self.position = position;
+        self.drop_if_empty();
+    }
+
+    /// The buffer, to lease it.
+    pub(crate) fn buffer(&self) -> Option<&Buffer<Origin>> {
+        self.buffer.as_ref()
+    }
+
+    /// Gives the buffer up when nothing is left in it.
+    fn drop_if_empty(&mut self) {
+        if self
+            .buffer
+            .as_ref()
+            .is_some_and(|b| b.len() == self.position)
+            && let Some(buffer) = self.buffer.take()
+        {
+            keep_spare(buffer);
+            self.position = 0;
+        }
+    }
+
+    /// Keeps an unfinished message in memory of its own size, if it is small.
+    pub(crate) fn settle(&mut self, psock: &Arc<Psock>) {
+        let len = self.bytes().len();
+        let Some(buffer) = &self.buffer else { return };
+        if len > SETTLE_BYTES || buffer.capacity() <= SETTLE_BYTES {
+            return;
+        }
+        let mut small = owned(psock, len);
+        small.extend(&buffer.filled()[self.position..]);
+        if let Some(large) = self.buffer.replace(small) {
+            keep_spare(large);
+        }
+        self.position = 0;
+    }
+
+    /// Nothing more will be read.
+    pub(crate) fn stop(&mut self) {
+        self.carrier = None;
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.carrier.is_none()
+    }
+
+    /// Everything that was read and not delivered, to be given back with the stream.
+    pub(crate) fn into_rest(&mut self) -> Vec<u8> {
+        let mut rest = self.bytes().to_vec();
+        rest.append(&mut self.early);
+        self.buffer = None;
+        self.position = 0;
+        rest
+    }
+
+    pub(crate) fn carrier(&self) -> Option<&Arc<Carrier>> {
+        self.carrier.as_ref()
+    }
+
+    /// Reads once. `need` is how many bytes the message at the front needs at least, `len` its
+    /// whole length if known; `blocking`: waits until there is something.
+    pub(crate) fn fill(
+        &mut self,
+        psock: &Arc<Psock>,
+        need: usize,
+        len: Option<usize>,
+        blocking: bool,
+    ) -> Fill {
+        if !self.early.is_empty() {
+            return self.fill_early(psock);
+        }
+        let Some(carrier) = self.carrier.clone() else {
+            return Fill::Nothing;
+        };
+        let whole = len.unwrap_or(need);
+        let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
+            return Fill::HeldBack;
+        };
+        // A long message gets its own memory, to its end and no further.
+        let most = if whole > CHUNK_BYTES {
+            whole - (buffer.len() - self.position)
+        } else {
+            CHUNK_BYTES
+        };
+        let asked = most.min(buffer.room_len());
+        let result = loop {
+            let result = buffer.append(asked, |room| {
+                if blocking {
+                    carrier.recv_blocking(room)
+                } else {
+                    carrier.recv(room)
+                }
+            });
+            match result {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted && !blocking => {}
+                result => break result,
+            }
+        };
+        let fill = match result {
+            Ok(0) => Fill::End(if buffer.len() == self.position {
+                EndReason::Eof
+            } else {
+                EndReason::EofInMessage {
+                    bytes: buffer.len() - self.position,
+                }
+            }),
+            Ok(n) => {
+                // A read that took all it could, or one after which no event can be counted on.
+                if n == asked || psock.drain.load(Ordering::Relaxed) {
+                    psock.edge.store(true, Ordering::Relaxed);
+                }
+                Fill::Some
+            }
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Fill::Nothing,
+                _ => Fill::End(EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO))),
+            },
+        };
+        self.put_back(psock, buffer, fresh);
+        fill
+    }
+
+    /// The bytes that were read before the stream was attached come first.
+    fn fill_early(&mut self, psock: &Arc<Psock>) -> Fill {
+        let early = std::mem::take(&mut self.early);
+        let mut buffer = owned(psock, self.bytes().len() + early.len());
+        buffer.extend(self.bytes());
+        buffer.extend(&early);
+        self.buffer = Some(buffer);
+        self.position = 0;
+        psock.edge.store(true, Ordering::Relaxed);
+        Fill::Some
+    }
+
+    /// A buffer that begins with what is left and has room for `whole` bytes in all; whether it
+    /// is a thread's spare one.
+    fn room_for(&mut self, psock: &Arc<Psock>, whole: usize) -> Option<(Buffer<Origin>, bool)> {
+        let rest = self.bytes().len();
+        if let Some(mut buffer) = self.buffer.take() {
+            let missing = whole
+                .saturating_sub(rest)
+                .max(ROOM_BYTES.min(CHUNK_BYTES - 1));
+            if buffer.room_len() >= missing
+                || (whole > CHUNK_BYTES && buffer.room_len() >= whole.saturating_sub(rest))
+            {
+                return Some((buffer, false));
+            }
+            if buffer.capacity() >= whole.max(CHUNK_BYTES) && buffer.is_unique() {
+                buffer.keep_from(self.position);
+                self.position = 0;
+                return Some((buffer, false));
+            }
+            self.buffer = Some(buffer);
+        }
+        let (mut new, fresh) = if whole > CHUNK_BYTES {
+            if !psock.mux.memory.reserve(whole, psock) {
+                return None;
+            }
+            let mut new = Buffer::with_capacity(whole);
+            new.set_owner(Some(Origin {
+                psock: psock.clone(),
+                charged_bytes: whole,
+            }));
+            (new, false)
+        } else {
+            if !psock.mux.memory.has_room(CHUNK_BYTES, psock) {
+                return None;
+            }
+            (take_spare(), true)
+        };
+        new.extend(self.bytes());
+        if let Some(old) = self.buffer.take() {
+            keep_spare(old);
+        }
+        self.position = 0;
+        Some((new, fresh))
+    }
+
+    /// Keeps what was read, in the memory that suits its length.
+    fn put_back(&mut self, psock: &Arc<Psock>, mut buffer: Buffer<Origin>, fresh: bool) {
+        let len = buffer.len() - self.position;
+        if len == 0 {
+            self.position = 0;
+            keep_spare(buffer);
+        } else if fresh && len <= SETTLE_BYTES {
+            let mut small = owned(psock, len);
+            small.extend(&buffer.filled()[self.position..]);
+            self.position = 0;
+            self.buffer = Some(small);
+            keep_spare(buffer);
+        } else {
+            if fresh {
+                psock.mux.memory.charge(CHUNK_BYTES);
+                buffer.set_owner(Some(Origin {
+                    psock: psock.clone(),
+                    charged_bytes: CHUNK_BYTES,
+                }));
+            }
+            self.buffer = Some(buffer);
+        }
+    }
+}
+
+/// Memory of just this size for bytes of this connection.
+fn owned(psock: &Arc<Psock>, len: usize) -> Buffer<Origin> {
+    psock.mux.memory.charge(len);
+    let mut buffer = Buffer::with_capacity(len);
+    buffer.set_owner(Some(Origin {
+        psock: psock.clone(),
+        charged_bytes: len,
+    }));
+    buffer
+}
+
+fn take_spare() -> Buffer<Origin> {
+    SPARE
+        .with_borrow_mut(Option::take)
+        .unwrap_or_else(|| Buffer::with_capacity(CHUNK_BYTES))
+}
+
+/// Keeps a chunk for the thread's next read, unless somebody still looks at its messages.
+fn keep_spare(mut buffer: Buffer<Origin>) {
+    if buffer.capacity() == CHUNK_BYTES && buffer.is_unique() {
+        buffer.clear();
+        // What a thread that is ending cannot keep is freed.
+        let _ = SPARE.try_with(|spare| spare.borrow_mut().replace(buffer));
+    }
+}

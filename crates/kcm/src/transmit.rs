@@ -1,0 +1,598 @@
+//! The sending side of a connection.
+//!
+//! Any thread may send. The one that finds nobody writing becomes the *writer*: it sends its own
+//! message straight from the caller's memory, without a copy, and then whatever others have left
+//! in the queue meanwhile, many messages in one system call. The others copy their message into
+//! the queue and go. No lock is held over a system call, and no message is ever mixed with another:
+//! there is one writer, and it begins a message only when the one before is out.
+//!
+//! ```text
+//!          send: queue empty, nobody writes          all sent
+//!   FREE ────────────────────────────────▶ WRITING ──────────▶ FREE
+//!                                           ▲   │ the system takes no more
+//!                          writable, or     │   ▼
+//!                          linger is over   └─ BLOCKED
+//! ```
+//!
+//! What the system does not take is kept (a copy of the rest) and sent by the background thread as
+//! soon as it does; so a call that has returned needs no further help, and a peer that does not
+//! read holds up nobody. A new message has to wait while more than the limit is queued; the one
+//! that crosses the limit goes in whole, as in the kernel.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    ops::Range,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use kcm_frame::Framing;
+
+use crate::{
+    background,
+    error::{Error, Result},
+    event::EndReason,
+    psock::Psock,
+    sys,
+    transport::Carrier,
+};
+
+/// Replies kept back for one another go out at this many bytes.
+const GATHER_BYTES: usize = 32 << 10;
+/// Messages in one system call: below the system's limit of 1,024 pieces, and more gain nothing.
+const MOST_PIECES: usize = 256;
+/// Bytes in one system call: what a send buffer takes at once.
+const MOST_BYTES: usize = 256 << 10;
+
+/// How long a send waits for room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    Never,
+    Until(Instant),
+    Forever,
+}
+
+/// A message that waits to be sent.
+pub(crate) struct Outgoing {
+    bytes: Box<[u8]>,
+    /// A range of a file, after the bytes.
+    file: Option<(OwnedFd, Range<u64>)>,
+    /// It must go to this connection.
+    pub(crate) addressed: bool,
+}
+
+impl Outgoing {
+    pub(crate) fn copy_of(pieces: &[IoSlice<'_>], addressed: bool) -> Self {
+        Self {
+            bytes: concat(pieces, 0),
+            file: None,
+            addressed,
+        }
+    }
+
+    pub(crate) fn with_file(
+        header: &[u8],
+        file: OwnedFd,
+        range: Range<u64>,
+        addressed: bool,
+    ) -> Self {
+        Self {
+            bytes: header.into(),
+            file: Some((file, range)),
+            addressed,
+        }
+    }
+
+    fn len(&self) -> usize {
+        let file = self
+            .file
+            .as_ref()
+            .map_or(0, |(_, range)| range.end - range.start);
+        self.bytes.len() + usize::try_from(file).unwrap_or(usize::MAX)
+    }
+}
+
+pub(crate) struct Transmit {
+    queue: Mutex<Queue>,
+    /// Room for a new message, or the end.
+    room: Condvar,
+    queued_bytes: AtomicUsize,
+    /// The background thread looks after what is kept back here.
+    pub(crate) ticking: AtomicBool,
+}
+
+struct Queue {
+    carrier: Option<Arc<Carrier>>,
+    framing: Framing,
+    messages: VecDeque<Outgoing>,
+    /// Bytes of the first message that are out.
+    first_sent: usize,
+    state: State,
+    /// A call was made since the last tick of the background thread.
+    busy: bool,
+    /// What happens at the end of the queue.
+    then: Then,
+    ended: Option<EndReason>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// New messages are taken.
+    Go,
+    /// None is; the stream closes.
+    Close,
+    /// None is; the stream is given back.
+    Detach,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Writing,
+    Blocked,
+}
+
+impl Transmit {
+    pub(crate) fn new(carrier: Arc<Carrier>, framing: &Framing) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                carrier: Some(carrier),
+                framing: framing.clone(),
+                messages: VecDeque::new(),
+                first_sent: 0,
+                state: State::Free,
+                busy: false,
+                then: Then::Go,
+                ended: None,
+            }),
+            room: Condvar::new(),
+            queued_bytes: AtomicUsize::new(0),
+            ticking: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes that wait here.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a new message would be taken at once; `None` when never again.
+    pub(crate) fn has_room(&self, limit_bytes: usize) -> Option<bool> {
+        let queue = self.lock();
+        (queue.ended.is_none() && queue.then == Then::Go).then(|| self.queued_bytes() < limit_bytes)
+    }
+
+    /// Sends one message, straight from the caller's memory as far as the system takes it at once.
+    /// `addressed`: it must go to this connection; `hold`: it may wait for [`Transmit::flush`].
+    pub(crate) fn send(
+        &self,
+        psock: &Arc<Psock>,
+        pieces: &[IoSlice<'_>],
+        addressed: bool,
+        hold: bool,
+        wait: Wait,
+    ) -> Result<()> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if len == 0 {
+            return Ok(());
+        }
+        let mut queue = self.wait_for_room(psock, wait)?;
+        if cfg!(debug_assertions) {
+            queue.check(pieces)?;
+        }
+        queue.busy = true;
+        if queue.state != State::Free || hold || !queue.messages.is_empty() {
+            queue
+                .messages
+                .push_back(Outgoing::copy_of(pieces, addressed));
+            let queued = self.queued_bytes.fetch_add(len, Ordering::Relaxed) + len;
+            psock.count_sent(len);
+            if queue.state == State::Free {
+                if !hold || queued >= GATHER_BYTES {
+                    self.write(psock, queue);
+                } else {
+                    drop(queue);
+                    if !self.ticking.load(Ordering::Relaxed) {
+                        background::get().tick(psock);
+                    }
+                }
+            }
+            return Ok(());
+        }
+        let Some(carrier) = queue.carrier.clone() else {
+            return Err(Error::ConnectionEnded(EndReason::Closed));
+        };
+        queue.state = State::Writing;
+        drop(queue);
+        let result = send(&carrier, pieces);
+        let mut queue = self.lock();
+        queue.state = State::Free;
+        match result {
+            Ok(n) if n == len => {
+                psock.count_sent(len);
+                if !queue.messages.is_empty() || queue.then == Then::Close {
+                    self.write(psock, queue);
+                }
+                Ok(())
+            }
+            Ok(n) => {
+                // An unaddressed message is kept whole: should the connection die, it goes out
+                // again from its beginning on another.
+                let skip = if addressed { n } else { 0 };
+                queue.messages.push_front(Outgoing {
+                    bytes: concat(pieces, skip),
+                    file: None,
+                    addressed,
+                });
+                queue.first_sent = n - skip;
+                self.queued_bytes.fetch_add(len - n, Ordering::Relaxed);
+                psock.count_sent(len);
+                self.block(psock, queue);
+                Ok(())
+            }
+            Err(e) => {
+                let reason = EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO));
+                self.fail(psock, queue, reason);
+                Err(Error::ConnectionEnded(reason))
+            }
+        }
+    }
+
+    /// Queues a message and writes.
+    pub(crate) fn send_outgoing(
+        &self,
+        psock: &Arc<Psock>,
+        message: Outgoing,
+        wait: Wait,
+    ) -> std::result::Result<(), (Error, Outgoing)> {
+        let mut queue = match self.wait_for_room(psock, wait) {
+            Ok(queue) => queue,
+            Err(e) => return Err((e, message)),
+        };
+        let len = message.len();
+        queue.messages.push_back(message);
+        self.queued_bytes.fetch_add(len, Ordering::Relaxed);
+        psock.count_sent(len);
+        if queue.state == State::Free {
+            self.write(psock, queue);
+        }
+        Ok(())
+    }
+
+    /// Takes over a message of a connection that died; gives it back when this one has ended too.
+    pub(crate) fn send_again(
+        &self,
+        psock: &Arc<Psock>,
+        message: Outgoing,
+    ) -> std::result::Result<(), Outgoing> {
+        let mut queue = self.lock();
+        if queue.ended.is_some() || queue.then != Then::Go {
+            return Err(message);
+        }
+        let len = message.len();
+        queue.messages.push_back(message);
+        self.queued_bytes.fetch_add(len, Ordering::Relaxed);
+        psock.count_sent(len);
+        if queue.state == State::Free {
+            self.write(psock, queue);
+        }
+        Ok(())
+    }
+
+    /// The stream, until it is closed or given back.
+    pub(crate) fn carrier(&self) -> Option<Arc<Carrier>> {
+        self.lock().carrier.clone()
+    }
+
+    /// Sends what was kept back.
+    pub(crate) fn flush(&self, psock: &Arc<Psock>) {
+        let mut queue = self.lock();
+        queue.busy = true;
+        if queue.state == State::Free && !queue.messages.is_empty() {
+            self.write(psock, queue);
+        }
+    }
+
+    /// A tick of the background thread: sends what was kept back since the one before. Whether
+    /// there was anything to do here since.
+    pub(crate) fn tick(&self, psock: &Arc<Psock>) -> bool {
+        let mut queue = self.lock();
+        let busy = std::mem::take(&mut queue.busy);
+        if !busy && queue.state == State::Free && !queue.messages.is_empty() {
+            self.write(psock, queue);
+            return true;
+        }
+        busy || !queue.messages.is_empty()
+    }
+
+    /// The system may take more again.
+    pub(crate) fn writable(&self, psock: &Arc<Psock>) {
+        let mut queue = self.lock();
+        if queue.state == State::Blocked {
+            queue.state = State::Free;
+            self.write(psock, queue);
+        }
+    }
+
+    /// Takes no new message, and closes when the queue is empty. Whether it is closed already.
+    pub(crate) fn close(&self, psock: &Arc<Psock>) -> bool {
+        let mut queue = self.lock();
+        queue.then = Then::Close;
+        self.room.notify_all();
+        if queue.state == State::Free {
+            self.write(psock, queue);
+            queue = self.lock();
+        }
+        queue.carrier.is_none()
+    }
+
+    /// Gives up what is still queued. A stream cut inside a message is reset, so that its peer
+    /// does not take what came for all.
+    pub(crate) fn abort(&self, psock: &Arc<Psock>, reason: EndReason) {
+        let queue = self.lock();
+        if let (Some(carrier), true) = (&queue.carrier, queue.first_sent > 0)
+            && carrier.is_socket()
+        {
+            let _ = rustix::net::sockopt::set_socket_linger(
+                carrier.as_fd(),
+                Some(std::time::Duration::ZERO),
+            );
+        }
+        self.fail(psock, queue, reason);
+    }
+
+    /// Waits until nothing is queued, at most until `deadline`, and takes the stream away.
+    pub(crate) fn detach(&self, deadline: Instant) -> Result<Option<Arc<Carrier>>> {
+        let mut queue = self.lock();
+        queue.then = Then::Detach;
+        loop {
+            if queue.state == State::Free && queue.messages.is_empty() {
+                queue.ended.get_or_insert(EndReason::Closed);
+                self.room.notify_all();
+                return Ok(queue.carrier.take());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                queue.then = Then::Go;
+                return Err(Error::WouldBlock);
+            }
+            (queue, _) = self
+                .room
+                .wait_timeout(queue, left)
+                .unwrap_or_else(|e| e.into_inner());
+        }
+    }
+
+    pub(crate) fn set_framing(&self, framing: &Framing) {
+        self.lock().framing = framing.clone();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().ended.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn wait_for_room(&self, psock: &Psock, wait: Wait) -> Result<MutexGuard<'_, Queue>> {
+        let limit = psock.mux.limits.send_buffer_bytes;
+        let mut queue = self.lock();
+        loop {
+            if let Some(reason) = queue.ended {
+                return Err(Error::ConnectionEnded(reason));
+            }
+            if queue.then != Then::Go {
+                return Err(Error::ConnectionEnded(EndReason::Closed));
+            }
+            if self.queued_bytes() < limit {
+                return Ok(queue);
+            }
+            queue = match wait {
+                Wait::Never => return Err(Error::WouldBlock),
+                Wait::Forever => self.room.wait(queue).unwrap_or_else(|e| e.into_inner()),
+                Wait::Until(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(Error::WouldBlock);
+                    }
+                    let (queue, _) = self
+                        .room
+                        .wait_timeout(queue, left)
+                        .unwrap_or_else(|e| e.into_inner());
+                    queue
+                }
+            };
+        }
+    }
+
+    /// Becomes the writer (the state is free) and sends until the queue is empty or the system
+    /// takes no more.
+    fn write<'a>(&'a self, psock: &Arc<Psock>, mut queue: MutexGuard<'a, Queue>) {
+        debug_assert_eq!(queue.state, State::Free);
+        let Some(carrier) = queue.carrier.clone() else {
+            return;
+        };
+        while !queue.messages.is_empty() {
+            queue.state = State::Writing;
+            let mut flight = std::mem::take(&mut queue.messages);
+            let first_sent = queue.first_sent;
+            drop(queue);
+            let result = send_front(&carrier, &flight, first_sent);
+            queue = self.lock();
+            queue.state = State::Free;
+            let sent = *result.as_ref().unwrap_or(&0);
+            queue.first_sent = drop_sent(&mut flight, first_sent + sent);
+            // What came meanwhile is behind.
+            std::mem::swap(&mut queue.messages, &mut flight);
+            queue.messages.append(&mut flight);
+            self.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
+            match result {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.block(psock, queue);
+                    return;
+                }
+                Err(e) => {
+                    let reason = EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO));
+                    self.fail(psock, queue, reason);
+                    return;
+                }
+            }
+        }
+        if queue.then == Then::Close {
+            queue.ended.get_or_insert(EndReason::Closed);
+            queue.carrier = None;
+            carrier.shutdown_write();
+        }
+        drop(queue);
+        self.room.notify_all();
+        psock.mux.sendable();
+    }
+
+    /// The system takes no more: the background thread goes on when it does.
+    fn block(&self, psock: &Arc<Psock>, mut queue: MutexGuard<'_, Queue>) {
+        queue.state = State::Blocked;
+        drop(queue);
+        self.room.notify_all();
+        psock.mux.sendable();
+        background::get().watch_writable(psock);
+    }
+
+    /// The stream is dead, or given up. Messages that may go elsewhere do.
+    fn fail(&self, psock: &Arc<Psock>, mut queue: MutexGuard<'_, Queue>, reason: EndReason) {
+        queue.ended.get_or_insert(reason);
+        queue.carrier = None;
+        queue.state = State::Free;
+        queue.first_sent = 0;
+        let messages = std::mem::take(&mut queue.messages);
+        self.queued_bytes.store(0, Ordering::Relaxed);
+        drop(queue);
+        self.room.notify_all();
+        psock.tell_end(reason);
+        psock
+            .mux
+            .resend(messages.into_iter().filter(|message| !message.addressed));
+        psock.mux.sendable();
+        // Whoever receives finds out what is left to read.
+        psock.drain.store(true, Ordering::Relaxed);
+        psock.notify();
+    }
+}
+
+impl Queue {
+    /// In debug builds: what is sent is one whole message to the connection's own parser.
+    fn check(&self, pieces: &[IoSlice<'_>]) -> Result<()> {
+        let Some(native) = self.framing.native() else {
+            return Ok(());
+        };
+        let whole = concat(pieces, 0);
+        match native.parse(&whole) {
+            kcm_frame::Verdict::Message(frame) if frame.len == whole.len() as u64 => Ok(()),
+            _ => Err(Error::NotOneMessage),
+        }
+    }
+}
+
+fn send(carrier: &Carrier, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    let mut rest = pieces;
+    let mut sent = 0;
+    loop {
+        let now = &rest[..rest.len().min(MOST_PIECES)];
+        let asked: usize = now.iter().map(|piece| piece.len()).sum();
+        match carrier.send(now) {
+            Ok(n) => {
+                sent += n;
+                rest = &rest[now.len()..];
+                if n < asked || rest.is_empty() {
+                    return Ok(sent);
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Sends from the front of the queue, once.
+fn send_front(
+    carrier: &Carrier,
+    messages: &VecDeque<Outgoing>,
+    mut skip: usize,
+) -> io::Result<usize> {
+    let mut pieces = [IoSlice::new(&[]); MOST_PIECES];
+    let (mut count, mut bytes) = (0, 0);
+    for message in messages {
+        let part = &message.bytes[skip.min(message.bytes.len())..];
+        if !part.is_empty() {
+            pieces[count] = IoSlice::new(part);
+            count += 1;
+            bytes += part.len();
+        }
+        if let Some((file, range)) = &message.file {
+            if count == 0 {
+                let start = range.start + (skip - message.bytes.len()) as u64;
+                return send_file(carrier, file, &(start..range.end));
+            }
+            break;
+        }
+        skip = 0;
+        if count == MOST_PIECES || bytes >= MOST_BYTES {
+            break;
+        }
+    }
+    loop {
+        match carrier.send(&pieces[..count]) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn send_file(carrier: &Carrier, file: &OwnedFd, range: &Range<u64>) -> io::Result<usize> {
+    // The flag belongs to the socket, not to the call; a blocked receive is not disturbed by it,
+    // and one that begins meanwhile looks again (`watch.rs`).
+    if carrier.is_socket() {
+        sys::set_nonblocking(carrier.as_fd(), true)?;
+    }
+    let result = carrier.send_file(file.as_fd(), range);
+    if carrier.is_socket() {
+        sys::set_nonblocking(carrier.as_fd(), false)?;
+    }
+    match result {
+        // The file has become shorter than what the header has promised.
+        Ok(0) => Err(io::Error::from_raw_os_error(libc::EIO)),
+        result => result,
+    }
+}
+
+/// Drops the messages of which all is sent; the bytes sent of the one that is first then.
+fn drop_sent(messages: &mut VecDeque<Outgoing>, mut sent: usize) -> usize {
+    while let Some(first) = messages.front() {
+        let len = first.len();
+        if sent < len {
+            break;
+        }
+        sent -= len;
+        messages.pop_front();
+    }
+    sent
+}
+
+/// All pieces as one, without the first `skip` bytes.
+fn concat(pieces: &[IoSlice<'_>], mut skip: usize) -> Box<[u8]> {
+    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut bytes = Vec::with_capacity(len.saturating_sub(skip));
+    for piece in pieces {
+        let from = skip.min(piece.len());
+        bytes.extend_from_slice(&piece[from..]);
+        skip -= from;
+    }
+    bytes.into()
+}

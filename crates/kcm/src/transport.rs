@@ -1,0 +1,189 @@
+//! What carries a connection's bytes: a socket, or anything that implements [`Transport`].
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    net::TcpStream,
+    ops::Range,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::Arc,
+};
+
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+/// A byte stream that is not a plain socket: TLS, shared memory, a test's fault injector.
+///
+/// All calls are non-blocking. One thread at a time receives and one thread at a time sends; the
+/// two may overlap.
+pub trait Transport: Send + Sync + 'static {
+    /// A descriptor that epoll can wait on, edge-triggered: readable when [`Transport::recv`] may
+    /// have something new, writable when [`Transport::send`] may.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+
+    /// Reads into the buffer: the number of bytes, 0 at the end of the stream, or `WouldBlock`.
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes from the buffers, in their order: the number of bytes taken, or `WouldBlock`.
+    fn send(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Says that nothing more will be sent, as `shutdown(SHUT_WR)`.
+    fn shutdown_write(&self) -> io::Result<()>;
+}
+
+/// A byte stream given to, or got back from, a multiplexor.
+pub struct Stream(pub(crate) Arc<Carrier>);
+
+impl Stream {
+    /// A stream of another kind than a socket.
+    pub fn new(transport: impl Transport) -> Self {
+        Self(Arc::new(Carrier::Other(Box::new(transport))))
+    }
+
+    /// The socket, or the stream itself when it is not one (or, which the system may refuse, when
+    /// it cannot be duplicated while a [`crate::Connection`] still refers to it).
+    pub fn into_fd(self) -> Result<OwnedFd, Self> {
+        match Arc::try_unwrap(self.0) {
+            Ok(Carrier::Socket(fd)) => Ok(fd),
+            Ok(other) => Err(Self(Arc::new(other))),
+            Err(shared) => match &*shared {
+                Carrier::Socket(fd) => fd.try_clone().map_err(|_| Self(shared)),
+                Carrier::Other(_) => Err(Self(shared)),
+            },
+        }
+    }
+
+    /// The stream as a `TcpStream`; the stream itself when it is not a socket.
+    pub fn into_tcp(self) -> Result<TcpStream, Self> {
+        self.into_fd().map(TcpStream::from)
+    }
+
+    /// The stream as a `UnixStream`; the stream itself when it is not a socket.
+    pub fn into_unix(self) -> Result<UnixStream, Self> {
+        self.into_fd().map(UnixStream::from)
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stream").field(&self.as_fd()).finish()
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        OwnedFd::from(stream).into()
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        OwnedFd::from(stream).into()
+    }
+}
+
+impl From<OwnedFd> for Stream {
+    fn from(fd: OwnedFd) -> Self {
+        Self(Arc::new(Carrier::Socket(fd)))
+    }
+}
+
+/// What the engine does its input and output on.
+pub(crate) enum Carrier {
+    Socket(OwnedFd),
+    Other(Box<dyn Transport>),
+}
+
+impl Carrier {
+    /// Whether a thread may block in [`Carrier::recv_blocking`].
+    pub(crate) fn is_socket(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+
+    /// What there is now.
+    pub(crate) fn recv<'a>(&self, room: &'a mut [MaybeUninit<u8>]) -> io::Result<&'a mut [u8]> {
+        match self {
+            Self::Socket(fd) => Ok(rustix::net::recv(fd, room, RecvFlags::DONTWAIT)?.0.0),
+            Self::Other(transport) => {
+                // A Transport is not trusted with memory that is not initialised.
+                let mut copy = vec![0; room.len()];
+                let n = transport.recv(&mut copy)?;
+                match (room.get_mut(..n), copy.get(..n)) {
+                    (Some(room), Some(copy)) => Ok(room.write_copy_of_slice(copy)),
+                    _ => Err(io::Error::other("a transport claims more than fits")),
+                }
+            }
+        }
+    }
+
+    /// Waits for what comes.
+    pub(crate) fn recv_blocking<'a>(
+        &self,
+        room: &'a mut [MaybeUninit<u8>],
+    ) -> io::Result<&'a mut [u8]> {
+        match self {
+            Self::Socket(fd) => Ok(rustix::net::recv(fd, room, RecvFlags::empty())?.0.0),
+            Self::Other(_) => self.recv(room),
+        }
+    }
+
+    /// Sends what the system takes now.
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+        match self {
+            Self::Socket(fd) => Ok(match pieces {
+                [one] => rustix::net::send(fd, one, FLAGS)?,
+                _ => rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), FLAGS)?,
+            }),
+            Self::Other(transport) => transport.send(pieces),
+        }
+    }
+
+    /// Sends from a file what the system takes now: the number of bytes, 0 at the file's end.
+    /// The socket must be in non-blocking mode, for `sendfile` has no flag.
+    pub(crate) fn send_file(&self, file: BorrowedFd<'_>, range: &Range<u64>) -> io::Result<usize> {
+        /// As much as one call is worth asking for; the system gives less.
+        const MOST: u64 = 1 << 20;
+        let len = usize::try_from((range.end - range.start).min(MOST)).unwrap_or(0);
+        match self {
+            Self::Socket(fd) => {
+                let mut offset = range.start;
+                Ok(rustix::fs::sendfile(fd, file, Some(&mut offset), len)?)
+            }
+            Self::Other(transport) => {
+                let mut copy = vec![0; len.min(64 << 10)];
+                let n = rustix::io::pread(file, &mut copy, range.start)?;
+                transport.send(&[IoSlice::new(&copy[..n])])
+            }
+        }
+    }
+
+    /// Nothing more will be sent.
+    pub(crate) fn shutdown_write(&self) {
+        // The peer may have gone before; there is nobody to tell then.
+        let _ = match self {
+            Self::Socket(fd) => {
+                rustix::net::shutdown(fd, rustix::net::Shutdown::Write).map_err(Into::into)
+            }
+            Self::Other(transport) => transport.shutdown_write(),
+        };
+    }
+}
+
+impl AsFd for Carrier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Socket(fd) => fd.as_fd(),
+            Self::Other(transport) => transport.as_fd(),
+        }
+    }
+}
