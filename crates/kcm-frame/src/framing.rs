@@ -125,7 +125,7 @@ impl Native {
     /// Reads the length of the message that begins at `bytes`. A length that it
     /// gives is above zero, not below the end of what was read for it, and the
     /// same for all longer slices that begin with these bytes.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
         match self {

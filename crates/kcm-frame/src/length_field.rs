@@ -142,7 +142,7 @@ impl LengthField {
     ///
     /// Gives `NeedMore(offset + width)` if the field is not there as a whole,
     /// and `Error(EPROTO)` if the length is below `offset + width` or overflows.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
         let Some(tail) = bytes.get(self.offset..) else {
@@ -234,7 +234,7 @@ impl LengthField {
     }
 
     /// The verdict for a number of bytes to which the bias is still to be added.
-    #[inline]
+    #[inline(always)]
     fn conclude(&self, unbiased: u64) -> Verdict {
         if unbiased.wrapping_sub(self.least) > self.span {
             return Verdict::Error(EPROTO);

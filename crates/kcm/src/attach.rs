@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     net::TcpListener,
     os::fd::AsFd,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -206,11 +209,13 @@ impl Psock {
         self.is_socket
     }
 
-    /// Counts a message as sent.
-    pub(crate) fn count_sent(&self, len: usize) {
-        self.counters.tx_messages.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .tx_bytes
-            .fetch_add(len as u64, Ordering::Relaxed);
+    /// Counts messages as sent. The caller has the sending side locked, so that no
+    /// read-modify-write is needed.
+    pub(crate) fn count_sent(&self, messages: u64, len: usize) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&self.counters.tx_messages, messages);
+        add(&self.counters.tx_bytes, len as u64);
     }
 }

@@ -27,6 +27,7 @@ use rustix::{
 use crate::{
     error::Result,
     event::EndReason,
+    gather::Gathered,
     mux::{HALF_CLOSE_GRACE, Mux},
     psock::{NO_PARTIAL, Psock},
     transport::Carrier,
@@ -35,7 +36,7 @@ use crate::{
 /// Replies kept back are looked after this often: what a thread gathers it sends itself within
 /// 20 us, unless it has turned to something else.
 const TICK: Duration = Duration::from_millis(1);
-/// A connection without replies to gather for so many ticks is not looked at any more.
+/// A thread that has gathered no replies for so many ticks is not looked at any more.
 const IDLE_TICKS: u32 = 50;
 /// A listener whose connection limit is reached is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_millis(10);
@@ -66,7 +67,7 @@ pub(crate) struct Background {
 struct Work {
     watched: HashMap<u64, Watched>,
     timers: BinaryHeap<Reverse<Timer>>,
-    ticking: Vec<(Weak<Psock>, u32)>,
+    ticking: Vec<(Weak<Gathered>, u32)>,
 }
 
 #[derive(Clone)]
@@ -85,6 +86,7 @@ struct Timer {
 enum Job {
     Deadline(Weak<Psock>),
     HalfClosed(Weak<Psock>),
+    Flush(Weak<Psock>),
     /// Keeps the connection alive: nobody else does any more.
     Linger(Arc<Psock>),
     Listen(Weak<Mux>, Arc<TcpListener>),
@@ -173,18 +175,23 @@ impl Background {
         self.at(Instant::now() + linger, Job::Linger(psock.clone()));
     }
 
-    /// Looks after replies that are kept back on this connection.
-    pub(crate) fn tick(&self, psock: &Arc<Psock>) {
-        if psock.tx.ticking.swap(true, Ordering::AcqRel) {
+    /// Looks after replies that a thread keeps back.
+    pub(crate) fn tick(&self, gathered: &Arc<Gathered>) {
+        if !gathered.begin_ticking() {
             return;
         }
         let mut work = self.work();
-        work.ticking.push((Arc::downgrade(psock), 0));
+        work.ticking.push((Arc::downgrade(gathered), 0));
         let first = work.ticking.len() == 1;
         drop(work);
         if first {
             self.ring();
         }
+    }
+
+    /// Sends, a little later, what a batch keeps back on this connection.
+    pub(crate) fn flush_later(&self, psock: &Arc<Psock>) {
+        self.at(Instant::now() + TICK, Job::Flush(Arc::downgrade(psock)));
     }
 
     fn key(&self) -> u64 {
@@ -283,6 +290,11 @@ impl Background {
             match timer.job {
                 Job::Deadline(psock) => self.check_deadline(psock),
                 Job::HalfClosed(psock) => self.check_half_closed(psock),
+                Job::Flush(psock) => {
+                    if let Some(psock) = psock.upgrade() {
+                        psock.tx.flush(&psock);
+                    }
+                }
                 Job::Linger(psock) => psock.tx.abort(&psock, EndReason::Closed),
                 // Where the system has no room for it now, it has next time.
                 Job::Listen(mux, listener) => {
@@ -331,17 +343,15 @@ impl Background {
         let ticking = std::mem::take(&mut self.work().ticking);
         let mut still = Vec::with_capacity(ticking.len());
         for (weak, idle) in ticking {
-            let Some(psock) = weak.upgrade() else {
+            let Some(gathered) = weak.upgrade() else {
                 continue;
             };
-            let idle = if psock.tx.tick(&psock) { 0 } else { idle + 1 };
+            let idle = if gathered.tick() { 0 } else { idle + 1 };
             if idle < IDLE_TICKS {
                 still.push((weak, idle));
-                continue;
+            } else {
+                gathered.end_ticking();
             }
-            psock.tx.ticking.store(false, Ordering::Release);
-            // A reply that was kept back just before.
-            psock.tx.flush(&psock);
         }
         self.work().ticking.append(&mut still);
     }

@@ -28,10 +28,10 @@
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
     mem::MaybeUninit,
     ops::{Deref, Range},
-    ptr::NonNull,
+    ptr::{self, NonNull},
     slice,
 };
 
@@ -239,6 +239,49 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
+/// A walk of one thread through the burst in a block, and the number of its views that the thread
+/// has dropped since. They are given back together: an atomic operation for each would keep the
+/// processor from working ahead on the next message, and costs as much as all the rest.
+struct Walk {
+    block: Cell<*const ()>,
+    dropped: Cell<usize>,
+    release: Cell<unsafe fn(*const (), usize)>,
+}
+
+/// Ends a thread's walk with the thread.
+struct EndOfThread;
+
+thread_local! {
+    static WALK: Walk = const {
+        Walk {
+            block: Cell::new(ptr::null()),
+            dropped: Cell::new(0),
+            release: Cell::new(|_, _| {}),
+        }
+    };
+    static END_OF_THREAD: EndOfThread = const { EndOfThread };
+}
+
+impl Walk {
+    /// Gives back what was dropped, and walks `block`.
+    fn replace(&self, block: *const (), release: unsafe fn(*const (), usize)) {
+        let before = self.block.replace(block);
+        let dropped = self.dropped.replace(0);
+        let release = self.release.replace(release);
+        if dropped > 0 {
+            // SAFETY: the references were given up by their views on this thread and kept for it;
+            // `release` is that of the block's own type.
+            unsafe { release(before, dropped) };
+        }
+    }
+}
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        WALK.with(|walk| walk.replace(ptr::null(), |_, _| {}));
+    }
+}
+
 /// A stock of references to a block.
 pub(crate) struct Credit<T> {
     block: NonNull<Block<T>>,
@@ -252,6 +295,42 @@ unsafe impl<T: Send + Sync> Send for Credit<T> {}
 unsafe impl<T: Send + Sync> Sync for Credit<T> {}
 
 impl<T> Credit<T> {
+    /// This thread begins to walk through the block: what it drops of it counts as left in stock,
+    /// until [`Credit::end_walk`] on the same thread. (On another thread what this one dropped
+    /// stays counted until this one ends its next walk: the block lives that much longer.)
+    pub(crate) fn begin_walk(&self) {
+        /// # Safety
+        ///
+        /// As [`Block::release`], of a block of this type.
+        unsafe fn release<T>(block: *const (), n: usize) {
+            if let Some(block) = NonNull::new(block.cast::<Block<T>>().cast_mut()) {
+                // SAFETY: the caller's contract.
+                unsafe { Block::release(block, n) };
+            }
+        }
+        // Registers the destructor. A thread that is ending already ends no walk later.
+        if END_OF_THREAD.try_with(|_| ()).is_ok() {
+            let block = self.block.as_ptr().cast_const().cast();
+            WALK.with(|walk| walk.replace(block, release::<T>));
+        }
+    }
+
+    /// The walk is over.
+    pub(crate) fn end_walk(&mut self) {
+        WALK.with(|walk| {
+            if ptr::eq(walk.block.get(), self.block.as_ptr().cast()) {
+                walk.block.set(ptr::null());
+                self.left += walk.dropped.replace(0);
+            }
+        });
+    }
+
+    /// References left, without those of views that were dropped in a walk.
+    #[inline]
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
     /// The bytes that were filled when the credit was taken.
     #[inline]
     pub(crate) fn filled(&self) -> &[u8] {
@@ -332,8 +411,17 @@ impl<T> Deref for Slice<T> {
 impl<T> Drop for Slice<T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: this Slice's own reference.
-        unsafe { Block::release(self.block, 1) };
+        let walked = WALK.with(|walk| {
+            let walked = ptr::eq(walk.block.get(), self.block.as_ptr().cast());
+            if walked {
+                walk.dropped.set(walk.dropped.get() + 1);
+            }
+            walked
+        });
+        if !walked {
+            // SAFETY: this Slice's own reference.
+            unsafe { Block::release(self.block, 1) };
+        }
     }
 }
 

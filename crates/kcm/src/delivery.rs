@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Messages of a lease, when there are other connections that want their turn.
-const LEASE_MESSAGES_AMONG_OTHERS: u32 = 64;
+const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
 
 /// What a socket walks through alone.
 pub(crate) struct Hand {
@@ -33,9 +33,10 @@ pub(crate) struct Hand {
     position: usize,
     start: usize,
     max_message_bytes: u64,
-    /// Messages that may still be taken before others have their turn.
-    left: u32,
-    taken: u64,
+    /// References in the credit at the beginning, one for each message; and those at which others
+    /// have their turn.
+    credit_at_start: usize,
+    credit_at_stop: usize,
     pub(crate) psock: Arc<Psock>,
 }
 
@@ -49,10 +50,10 @@ pub(crate) enum HandEnd {
 
 impl Hand {
     /// The next whole message, if it is there and still this socket's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
         let rest = &self.credit.filled()[self.position..];
-        if self.left == 0 {
+        if self.credit.left() == self.credit_at_stop {
             return None;
         }
         let Verdict::Message(frame) = self.native.parse(rest) else {
@@ -71,31 +72,42 @@ impl Hand {
         }
         let slice = self.credit.slice(self.position..next);
         self.position = next;
-        self.taken += 1;
-        self.left -= 1;
         Some(Message::new(slice))
     }
 
     /// Ends the walk.
-    pub(crate) fn end(mut self, mux: &Mux, state: &SocketState) -> HandEnd {
-        gather::end(&self.psock);
-        let end = match state.lease.end() {
-            Ok(psock) => {
+    pub(crate) fn end(self, mux: &Mux, state: &SocketState) -> HandEnd {
+        let Self {
+            mut credit,
+            psock,
+            position,
+            start,
+            credit_at_start,
+            ..
+        } = self;
+        let taken = (credit_at_start - credit.left()) as u64;
+        gather::end();
+        credit.end_walk();
+        match state.lease.end() {
+            Ok(leased) => {
                 mux.leases.fetch_sub(1, Ordering::SeqCst);
-                psock.rx().set_position(self.position);
-                HandEnd::Back(psock)
+                // The references first: the buffer is used anew when nobody else has any.
+                drop(credit);
+                leased.rx().set_position(position);
+                count(&psock, state, taken, position - start);
+                HandEnd::Back(leased)
             }
             // The revoker saw the message at which both met as taken.
-            Err(position) if position > self.position => {
-                let slice = self.credit.slice(self.position..position);
-                self.position = position;
-                self.taken += 1;
+            Err(met_at) if met_at > position => {
+                let slice = credit.slice(position..met_at);
+                count(&psock, state, taken + 1, met_at - start);
                 HandEnd::Revoked(Some(Message::new(slice)))
             }
-            Err(_) => HandEnd::Revoked(None),
-        };
-        count(&self.psock, state, self.taken, self.position - self.start);
-        end
+            Err(_) => {
+                count(&psock, state, taken, position - start);
+                HandEnd::Revoked(None)
+            }
+        }
     }
 }
 
@@ -257,7 +269,8 @@ impl Mux {
             return Lent::No;
         }
         let position = rx.position;
-        let credit = buffer.credit(rx.bytes().len());
+        let credit_at_start = rx.bytes().len();
+        let credit = buffer.credit(credit_at_start);
         state.lease.begin(psock.clone(), position);
         // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
         // sees the lease, or is seen here.
@@ -271,18 +284,19 @@ impl Mux {
                 Err(_) => return Lent::Revoked,
             }
         }
+        credit.begin_walk();
         Lent::Hand(Hand {
             credit,
             native,
             position,
             start: position,
             max_message_bytes,
-            left: if self.psock_count() > 1 {
-                LEASE_MESSAGES_AMONG_OTHERS
+            credit_at_start,
+            credit_at_stop: if self.psock_count() > 1 {
+                credit_at_start.saturating_sub(LEASE_MESSAGES_AMONG_OTHERS)
             } else {
-                u32::MAX
+                0
             },
-            taken: 0,
             psock: psock.clone(),
         })
     }

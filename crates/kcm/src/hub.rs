@@ -35,7 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{Arc, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
 
 /// How long the watch may stand empty while a message might be waiting: about a hundred times
 /// what handing a message over costs, and short against what a user notices.
@@ -68,13 +68,15 @@ pub(crate) struct Hub<T> {
     waiting: AtomicUsize,
     /// Length of `State::ready`, to be read without the lock.
     ready: AtomicUsize,
+    /// The watcher was told to come back.
+    kicked: AtomicBool,
 }
 
 struct State<T> {
     ready: VecDeque<T>,
     /// The last to come is the first to be woken: its memory is still in the cache.
     parked: Vec<Arc<Parker>>,
-    watcher: Option<Watcher>,
+    watcher: bool,
     /// A woken thread has not arrived yet.
     waking: bool,
     /// Who of the parked sleeps in slices.
@@ -82,11 +84,6 @@ struct State<T> {
     /// Watches so far: tells the deputy whether anything happened.
     watches: u64,
     closed: bool,
-}
-
-struct Watcher {
-    /// It was told to come back, or is to look before it waits.
-    kicked: bool,
 }
 
 /// Where one thread sleeps.
@@ -115,7 +112,7 @@ impl<T> Hub<T> {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
                 parked: Vec::new(),
-                watcher: None,
+                watcher: false,
                 waking: false,
                 deputy: None,
                 watches: 0,
@@ -123,6 +120,7 @@ impl<T> Hub<T> {
             }),
             waiting: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
+            kicked: AtomicBool::new(false),
         }
     }
 
@@ -170,8 +168,8 @@ impl<T> Hub<T> {
                 wake_up(wake);
                 return Turn::Item(item);
             }
-            if state.watcher.is_none() {
-                state.watcher = Some(Watcher { kicked: false });
+            if !state.watcher {
+                state.watcher = true;
                 state.watches += 1;
                 return Turn::Watch;
             }
@@ -194,10 +192,10 @@ impl<T> Hub<T> {
             wake_up(wake);
             return Turn::Item(item);
         }
-        if state.watcher.is_some() {
+        if state.watcher {
             return Turn::TimedOut;
         }
-        state.watcher = Some(Watcher { kicked: false });
+        state.watcher = true;
         state.watches += 1;
         Turn::Watch
     }
@@ -206,8 +204,9 @@ impl<T> Hub<T> {
     /// somebody else must watch at once.
     pub(crate) fn leave_watch(&self, items: impl IntoIterator<Item = T>, successor: bool) {
         let mut state = lock(&self.state);
-        debug_assert!(state.watcher.is_some());
-        state.watcher = None;
+        debug_assert!(state.watcher);
+        state.watcher = false;
+        self.kicked.store(false, Ordering::SeqCst);
         state.ready.extend(items);
         self.ready.store(state.ready.len(), Ordering::Relaxed);
         let wake = if state.ready.is_empty() {
@@ -223,15 +222,10 @@ impl<T> Hub<T> {
         wake_up(wake);
     }
 
-    /// The watcher is about to wait inside the system. False: it must come back at once.
-    pub(crate) fn watch_may_sleep(&self) -> bool {
-        let state = lock(&self.state);
-        !state.closed
-            && state.ready.is_empty()
-            && state
-                .watcher
-                .as_ref()
-                .is_some_and(|watcher| !watcher.kicked)
+    /// Whether the watcher has been told to come back, and has not yet: for the kicker, and for
+    /// the watcher before it waits inside the system. What is pushed, and closing, kicks.
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::SeqCst)
     }
 
     /// Adds an item at the back.
@@ -251,15 +245,7 @@ impl<T> Hub<T> {
 
     /// Brings the watcher back, so that it looks again at what it waits for.
     pub(crate) fn kick(&self) -> Kick {
-        kick(&mut lock(&self.state))
-    }
-
-    /// Whether a kicked watcher has not come back yet.
-    pub(crate) fn is_kick_pending(&self) -> bool {
-        lock(&self.state)
-            .watcher
-            .as_ref()
-            .is_some_and(|watcher| watcher.kicked)
+        self.kick_locked(&lock(&self.state))
     }
 
     /// Nothing more will come: everybody is to leave.
@@ -271,7 +257,16 @@ impl<T> Hub<T> {
         for parker in state.parked.drain(..) {
             parker.0.notify_all();
         }
-        kick(&mut state)
+        self.kick_locked(&state)
+    }
+
+    fn kick_locked(&self, state: &State<T>) -> Kick {
+        // SYNC: sequentially consistent with `is_kicked` in the watcher.
+        if state.watcher && !self.kicked.swap(true, Ordering::SeqCst) {
+            Kick::Watcher
+        } else {
+            Kick::None
+        }
     }
 
     fn add(&self, add: impl FnOnce(&mut VecDeque<T>)) -> Kick {
@@ -284,7 +279,7 @@ impl<T> Hub<T> {
         let wake = wake_one(&mut state);
         // With a wake under way the woken thread looks; a thread that watches would not.
         let kicked = if wake.is_none() && !state.waking {
-            kick(&mut state)
+            self.kick_locked(&state)
         } else {
             Kick::None
         };
@@ -340,7 +335,7 @@ impl<T> Hub<T> {
                 break;
             };
             let over = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if over || state.watcher.is_none() {
+            if over || !state.watcher {
                 state.parked.remove(place);
                 break;
             }
@@ -381,16 +376,6 @@ fn wake_one<T>(state: &mut State<T>) -> Option<Arc<Parker>> {
 fn wake_up(parker: Option<Arc<Parker>>) {
     if let Some(parker) = parker {
         parker.0.notify_one();
-    }
-}
-
-fn kick<T>(state: &mut State<T>) -> Kick {
-    match &mut state.watcher {
-        Some(watcher) if !watcher.kicked => {
-            watcher.kicked = true;
-            Kick::Watcher
-        }
-        _ => Kick::None,
     }
 }
 

@@ -1,7 +1,6 @@
 use loom::thread;
 
 use super::*;
-use crate::sync::AtomicBool;
 
 /// Stands for the system: bytes arrive, and the watcher that waits in it returns.
 struct System {

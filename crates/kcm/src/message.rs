@@ -41,8 +41,10 @@ impl Message {
     /// As [`Message::reply`], gathered from several pieces.
     pub fn reply_vectored(&self, message: &[IoSlice<'_>]) -> Result<()> {
         let psock = self.psock();
-        let hold = gather::hold(psock);
-        psock.tx.send(psock, message, true, hold, Wait::Forever)
+        if psock.tx.may_hold(message)? && gather::hold(psock, message) {
+            return Ok(());
+        }
+        psock.tx.send(psock, message, true, false, Wait::Forever)
     }
 
     pub(crate) fn psock(&self) -> &Arc<Psock> {

@@ -315,8 +315,7 @@ impl Mux {
             && let Some(place) = psocks.by_id.get(&last.0)
         {
             let psock = &psocks.row[*place];
-            if psock.tx.queued_bytes() < SHORT_BYTES && psock.tx.has_room(usize::MAX) == Some(true)
-            {
+            if psock.tx.queued_bytes() < SHORT_BYTES && psock.tx.is_open() {
                 return Ok(psock.clone());
             }
         }
@@ -325,9 +324,7 @@ impl Mux {
         for i in 0..count {
             let psock = &psocks.row[(first + i) % count];
             let queued = psock.tx.queued_bytes();
-            if best.is_some_and(|(least, _)| queued >= least)
-                || psock.tx.has_room(usize::MAX).is_none()
-            {
+            if best.is_some_and(|(least, _)| queued >= least) || !psock.tx.is_open() {
                 continue;
             }
             best = Some((queued, psock));
@@ -408,7 +405,7 @@ impl Mux {
         psocks
             .row
             .iter()
-            .filter(|psock| psock.tx.has_room(usize::MAX).is_some())
+            .filter(|psock| psock.tx.is_open())
             .min_by_key(|psock| psock.tx.queued_bytes())
             .cloned()
             .ok_or(())

@@ -9,7 +9,7 @@
 //!   one, never pins more than eight times what was read with it.
 //! - More: the connection keeps the chunk, and its messages are views of it.
 //!
-//! An idle connection holds no chunk at all.
+//! An idle connection holds no chunk at all, unless it is the only one.
 
 use std::{
     cell::RefCell,
@@ -114,7 +114,6 @@ impl Rx {
     /// Says where the next message begins, after others have walked through a part.
     pub(crate) fn set_position(&mut self, position: usize) {
         self.position = position;
-        self.drop_if_empty();
     }
 
     /// The buffer, to lease it.
@@ -122,14 +121,14 @@ impl Rx {
         self.buffer.as_ref()
     }
 
-    /// Gives the buffer up when nothing is left in it.
-    fn drop_if_empty(&mut self) {
-        if self
-            .buffer
-            .as_ref()
-            .is_some_and(|b| b.len() == self.position)
-            && let Some(buffer) = self.buffer.take()
-        {
+    /// Gives the buffer up when nothing is left in it. The only connection keeps a chunk: it will
+    /// be read next.
+    fn give_up_if_empty(&mut self, psock: &Psock) {
+        let position = self.position;
+        if let Some(buffer) = self.buffer.take_if(|buffer| {
+            buffer.len() == position
+                && (psock.mux.psock_count() != 1 || buffer.capacity() != CHUNK_BYTES)
+        }) {
             keep_spare(buffer);
             self.position = 0;
         }
@@ -137,9 +136,10 @@ impl Rx {
 
     /// Keeps an unfinished message in memory of its own size, if it is small.
     pub(crate) fn settle(&mut self, psock: &Arc<Psock>) {
+        self.give_up_if_empty(psock);
         let len = self.bytes().len();
         let Some(buffer) = &self.buffer else { return };
-        if len > SETTLE_BYTES || buffer.capacity() <= SETTLE_BYTES {
+        if psock.mux.psock_count() == 1 || len > SETTLE_BYTES || buffer.capacity() <= SETTLE_BYTES {
             return;
         }
         let mut small = owned(psock, len);
@@ -252,17 +252,21 @@ impl Rx {
     fn room_for(&mut self, psock: &Arc<Psock>, whole: usize) -> Option<(Buffer<Origin>, bool)> {
         let rest = self.bytes().len();
         if let Some(mut buffer) = self.buffer.take() {
-            let missing = whole
-                .saturating_sub(rest)
-                .max(ROOM_BYTES.min(CHUNK_BYTES - 1));
-            if buffer.room_len() >= missing
-                || (whole > CHUNK_BYTES && buffer.room_len() >= whole.saturating_sub(rest))
+            if self.position > 0
+                && buffer.capacity() >= whole.max(CHUNK_BYTES)
+                && buffer.is_unique()
             {
-                return Some((buffer, false));
-            }
-            if buffer.capacity() >= whole.max(CHUNK_BYTES) && buffer.is_unique() {
                 buffer.keep_from(self.position);
                 self.position = 0;
+                return Some((buffer, false));
+            }
+            let missing = whole.saturating_sub(rest);
+            let worth = if whole > CHUNK_BYTES {
+                missing
+            } else {
+                missing.max(ROOM_BYTES)
+            };
+            if buffer.room_len() >= worth {
                 return Some((buffer, false));
             }
             self.buffer = Some(buffer);
@@ -294,10 +298,10 @@ impl Rx {
     /// Keeps what was read, in the memory that suits its length.
     fn put_back(&mut self, psock: &Arc<Psock>, mut buffer: Buffer<Origin>, fresh: bool) {
         let len = buffer.len() - self.position;
-        if len == 0 {
+        if len == 0 && fresh {
             self.position = 0;
             keep_spare(buffer);
-        } else if fresh && len <= SETTLE_BYTES {
+        } else if fresh && len <= SETTLE_BYTES && psock.mux.psock_count() != 1 {
             let mut small = owned(psock, len);
             small.extend(&buffer.filled()[self.position..]);
             self.position = 0;

@@ -75,6 +75,7 @@ pub struct Socket {
     pub(crate) open: OpenMessage,
     parker: SharedParker,
     spin: Spin,
+    left_watch_at: Option<Instant>,
     /// Messages taken since the last look for events of other connections.
     takes: u32,
 }
@@ -124,6 +125,7 @@ impl Socket {
             open: OpenMessage::default(),
             parker: Parker::new(),
             spin: Spin::default(),
+            left_watch_at: None,
             takes: 0,
         })
     }
@@ -232,8 +234,8 @@ impl Socket {
     /// replies kept back for one another go out.
     pub fn done(&mut self) {
         self.finish_ordered();
+        gather::end();
         if let Some(hand) = &self.hand {
-            gather::end(&hand.psock);
             gather::begin(&hand.psock);
         }
     }
@@ -383,7 +385,7 @@ impl Socket {
                         let psock = if nonblocking {
                             mux.glance()
                         } else {
-                            mux.watch(&mut self.spin, deadline)
+                            mux.watch(&mut self.spin, &mut self.left_watch_at, deadline)
                         };
                         psock.map_or(Got::Nothing, Got::Psock)
                     }

@@ -9,12 +9,13 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::OnceLock,
+    time::Duration,
 };
 
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketType, sockopt},
-    thread::MembarrierCommand,
+    thread::{MembarrierCommand, Pid},
 };
 
 use crate::error::Error;
@@ -107,6 +108,15 @@ pub(crate) fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<bo
     Ok(was)
 }
 
+/// A clock that is some milliseconds coarse and costs a fifth of the exact one.
+pub(crate) fn coarse_now() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
 /// The signal that makes a blocked receive return (see `watch.rs`). Ignored by default, so that
 /// one too many harms nobody; Go's runtime uses it for the same reason.
 const NUDGE: libc::c_int = libc::SIGURG;
@@ -121,8 +131,16 @@ pub(crate) fn nudge_ready() -> bool {
     *HANDLER.get_or_init(install_nudge_handler) && UNBLOCKED.with(|unblocked| *unblocked)
 }
 
+/// The calling thread, for [`nudge`].
+pub(crate) fn this_thread() -> Pid {
+    thread_local! {
+        static THREAD: Pid = rustix::thread::gettid();
+    }
+    THREAD.with(|thread| *thread)
+}
+
 /// Interrupts the system call of a thread of this process, if it is in one.
-pub(crate) fn nudge(thread: rustix::thread::Pid) {
+pub(crate) fn nudge(thread: Pid) {
     let process = rustix::process::getpid();
     // SAFETY: takes three numbers. A thread that is gone gives ESRCH, which is as good.
     unsafe {

@@ -59,7 +59,8 @@ pub(crate) enum Wait {
 
 /// A message that waits to be sent.
 pub(crate) struct Outgoing {
-    bytes: Box<[u8]>,
+    /// One message; addressed ones that are small share an entry, to go out and be dropped together.
+    bytes: Vec<u8>,
     /// A range of a file, after the bytes.
     file: Option<(OwnedFd, Range<u64>)>,
     /// It must go to this connection.
@@ -67,14 +68,6 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) fn copy_of(pieces: &[IoSlice<'_>], addressed: bool) -> Self {
-        Self {
-            bytes: concat(pieces, 0),
-            file: None,
-            addressed,
-        }
-    }
-
     pub(crate) fn with_file(
         header: &[u8],
         file: OwnedFd,
@@ -102,8 +95,7 @@ pub(crate) struct Transmit {
     /// Room for a new message, or the end.
     room: Condvar,
     queued_bytes: AtomicUsize,
-    /// The background thread looks after what is kept back here.
-    pub(crate) ticking: AtomicBool,
+    open: AtomicBool,
 }
 
 struct Queue {
@@ -113,8 +105,8 @@ struct Queue {
     /// Bytes of the first message that are out.
     first_sent: usize,
     state: State,
-    /// A call was made since the last tick of the background thread.
-    busy: bool,
+    /// The background thread will flush what is kept back here.
+    holding: bool,
     /// What happens at the end of the queue.
     then: Then,
     ended: Option<EndReason>,
@@ -146,13 +138,13 @@ impl Transmit {
                 messages: VecDeque::new(),
                 first_sent: 0,
                 state: State::Free,
-                busy: false,
+                holding: false,
                 then: Then::Go,
                 ended: None,
             }),
             room: Condvar::new(),
             queued_bytes: AtomicUsize::new(0),
-            ticking: AtomicBool::new(false),
+            open: AtomicBool::new(true),
         }
     }
 
@@ -161,10 +153,33 @@ impl Transmit {
         self.queued_bytes.load(Ordering::Relaxed)
     }
 
+    /// Whether new messages are taken at all.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
     /// Whether a new message would be taken at once; `None` when never again.
     pub(crate) fn has_room(&self, limit_bytes: usize) -> Option<bool> {
-        let queue = self.lock();
-        (queue.ended.is_none() && queue.then == Then::Go).then(|| self.queued_bytes() < limit_bytes)
+        self.is_open().then(|| self.queued_bytes() < limit_bytes)
+    }
+
+    /// Whether a reply may be kept back for the next ones: the connection is open, and has room
+    /// for them.
+    #[inline]
+    pub(crate) fn may_hold(&self, pieces: &[IoSlice<'_>]) -> Result<bool> {
+        if cfg!(debug_assertions) && self.is_open() {
+            self.lock().check(pieces)?;
+        }
+        Ok(self.is_open() && self.queued_bytes() < GATHER_BYTES)
+    }
+
+    /// Sends replies that were kept back for one another. Their callers have gone: should the
+    /// connection have ended, its event has told them.
+    pub(crate) fn send_gathered(&self, psock: &Arc<Psock>, bytes: &[u8], messages: u64) {
+        let Ok(queue) = self.wait_for_room(psock, Wait::Forever) else {
+            return;
+        };
+        let _ = self.send_locked(psock, queue, &[IoSlice::new(bytes)], messages, true, false);
     }
 
     /// Sends one message, straight from the caller's memory as far as the system takes it at once.
@@ -177,29 +192,39 @@ impl Transmit {
         hold: bool,
         wait: Wait,
     ) -> Result<()> {
-        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-        if len == 0 {
+        if pieces.iter().all(|piece| piece.is_empty()) {
             return Ok(());
         }
-        let mut queue = self.wait_for_room(psock, wait)?;
+        crate::gather::flush_before(psock);
+        let queue = self.wait_for_room(psock, wait)?;
         if cfg!(debug_assertions) {
             queue.check(pieces)?;
         }
-        queue.busy = true;
+        self.send_locked(psock, queue, pieces, 1, addressed, hold)
+    }
+
+    fn send_locked<'a>(
+        &'a self,
+        psock: &Arc<Psock>,
+        mut queue: MutexGuard<'a, Queue>,
+        pieces: &[IoSlice<'_>],
+        messages: u64,
+        addressed: bool,
+        hold: bool,
+    ) -> Result<()> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         if queue.state != State::Free || hold || !queue.messages.is_empty() {
-            queue
-                .messages
-                .push_back(Outgoing::copy_of(pieces, addressed));
-            let queued = self.queued_bytes.fetch_add(len, Ordering::Relaxed) + len;
-            psock.count_sent(len);
+            queue.append(pieces, len, addressed);
+            let queued = self.queued_bytes() + len;
+            self.set_queued(&queue, queued);
+            psock.count_sent(messages, len);
             if queue.state == State::Free {
                 if !hold || queued >= GATHER_BYTES {
                     self.write(psock, queue);
-                } else {
+                } else if !queue.holding {
+                    queue.holding = true;
                     drop(queue);
-                    if !self.ticking.load(Ordering::Relaxed) {
-                        background::get().tick(psock);
-                    }
+                    background::get().flush_later(psock);
                 }
             }
             return Ok(());
@@ -214,7 +239,7 @@ impl Transmit {
         queue.state = State::Free;
         match result {
             Ok(n) if n == len => {
-                psock.count_sent(len);
+                psock.count_sent(messages, len);
                 if !queue.messages.is_empty() || queue.then == Then::Close {
                     self.write(psock, queue);
                 }
@@ -230,8 +255,8 @@ impl Transmit {
                     addressed,
                 });
                 queue.first_sent = n - skip;
-                self.queued_bytes.fetch_add(len - n, Ordering::Relaxed);
-                psock.count_sent(len);
+                self.set_queued(&queue, self.queued_bytes() + len - n);
+                psock.count_sent(messages, len);
                 self.block(psock, queue);
                 Ok(())
             }
@@ -256,8 +281,8 @@ impl Transmit {
         };
         let len = message.len();
         queue.messages.push_back(message);
-        self.queued_bytes.fetch_add(len, Ordering::Relaxed);
-        psock.count_sent(len);
+        self.set_queued(&queue, self.queued_bytes() + len);
+        psock.count_sent(1, len);
         if queue.state == State::Free {
             self.write(psock, queue);
         }
@@ -276,8 +301,8 @@ impl Transmit {
         }
         let len = message.len();
         queue.messages.push_back(message);
-        self.queued_bytes.fetch_add(len, Ordering::Relaxed);
-        psock.count_sent(len);
+        self.set_queued(&queue, self.queued_bytes() + len);
+        psock.count_sent(1, len);
         if queue.state == State::Free {
             self.write(psock, queue);
         }
@@ -292,22 +317,10 @@ impl Transmit {
     /// Sends what was kept back.
     pub(crate) fn flush(&self, psock: &Arc<Psock>) {
         let mut queue = self.lock();
-        queue.busy = true;
+        queue.holding = false;
         if queue.state == State::Free && !queue.messages.is_empty() {
             self.write(psock, queue);
         }
-    }
-
-    /// A tick of the background thread: sends what was kept back since the one before. Whether
-    /// there was anything to do here since.
-    pub(crate) fn tick(&self, psock: &Arc<Psock>) -> bool {
-        let mut queue = self.lock();
-        let busy = std::mem::take(&mut queue.busy);
-        if !busy && queue.state == State::Free && !queue.messages.is_empty() {
-            self.write(psock, queue);
-            return true;
-        }
-        busy || !queue.messages.is_empty()
     }
 
     /// The system may take more again.
@@ -323,6 +336,7 @@ impl Transmit {
     pub(crate) fn close(&self, psock: &Arc<Psock>) -> bool {
         let mut queue = self.lock();
         queue.then = Then::Close;
+        self.open.store(false, Ordering::Relaxed);
         self.room.notify_all();
         if queue.state == State::Free {
             self.write(psock, queue);
@@ -350,6 +364,7 @@ impl Transmit {
     pub(crate) fn detach(&self, deadline: Instant) -> Result<Option<Arc<Carrier>>> {
         let mut queue = self.lock();
         queue.then = Then::Detach;
+        self.open.store(false, Ordering::Relaxed);
         loop {
             if queue.state == State::Free && queue.messages.is_empty() {
                 queue.ended.get_or_insert(EndReason::Closed);
@@ -359,6 +374,7 @@ impl Transmit {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 queue.then = Then::Go;
+                self.open.store(true, Ordering::Relaxed);
                 return Err(Error::WouldBlock);
             }
             (queue, _) = self
@@ -374,6 +390,11 @@ impl Transmit {
 
     pub(crate) fn is_over(&self) -> bool {
         self.lock().ended.is_some()
+    }
+
+    /// Written under the lock only, so that no read-modify-write is needed.
+    fn set_queued(&self, _: &Queue, bytes: usize) {
+        self.queued_bytes.store(bytes, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -431,7 +452,7 @@ impl Transmit {
             // What came meanwhile is behind.
             std::mem::swap(&mut queue.messages, &mut flight);
             queue.messages.append(&mut flight);
-            self.queued_bytes.fetch_sub(sent, Ordering::Relaxed);
+            self.set_queued(&queue, self.queued_bytes().saturating_sub(sent));
             match result {
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -467,11 +488,12 @@ impl Transmit {
     /// The stream is dead, or given up. Messages that may go elsewhere do.
     fn fail(&self, psock: &Arc<Psock>, mut queue: MutexGuard<'_, Queue>, reason: EndReason) {
         queue.ended.get_or_insert(reason);
+        self.open.store(false, Ordering::Relaxed);
         queue.carrier = None;
         queue.state = State::Free;
         queue.first_sent = 0;
         let messages = std::mem::take(&mut queue.messages);
-        self.queued_bytes.store(0, Ordering::Relaxed);
+        self.set_queued(&queue, 0);
         drop(queue);
         self.room.notify_all();
         psock.tell_end(reason);
@@ -486,6 +508,26 @@ impl Transmit {
 }
 
 impl Queue {
+    /// Adds a copy of a message at the end.
+    fn append(&mut self, pieces: &[IoSlice<'_>], len: usize, addressed: bool) {
+        if addressed
+            && let Some(last) = self.messages.back_mut()
+            && last.addressed
+            && last.file.is_none()
+            && last.bytes.len() + len <= GATHER_BYTES
+        {
+            pieces
+                .iter()
+                .for_each(|piece| last.bytes.extend_from_slice(piece));
+            return;
+        }
+        self.messages.push_back(Outgoing {
+            bytes: concat(pieces, 0),
+            file: None,
+            addressed,
+        });
+    }
+
     /// In debug builds: what is sent is one whole message to the connection's own parser.
     fn check(&self, pieces: &[IoSlice<'_>]) -> Result<()> {
         let Some(native) = self.framing.native() else {
@@ -586,7 +628,7 @@ fn drop_sent(messages: &mut VecDeque<Outgoing>, mut sent: usize) -> usize {
 }
 
 /// All pieces as one, without the first `skip` bytes.
-fn concat(pieces: &[IoSlice<'_>], mut skip: usize) -> Box<[u8]> {
+fn concat(pieces: &[IoSlice<'_>], mut skip: usize) -> Vec<u8> {
     let len: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut bytes = Vec::with_capacity(len.saturating_sub(skip));
     for piece in pieces {
@@ -594,5 +636,5 @@ fn concat(pieces: &[IoSlice<'_>], mut skip: usize) -> Box<[u8]> {
         bytes.extend_from_slice(&piece[from..]);
         skip -= from;
     }
-    bytes.into()
+    bytes
 }

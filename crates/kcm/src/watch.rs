@@ -25,7 +25,7 @@ use std::{
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll},
     io::Errno,
-    thread::{Pid, gettid},
+    thread::Pid,
 };
 
 use kcm_frame::Step;
@@ -63,10 +63,11 @@ pub(crate) struct Watch {
 }
 
 /// Time during which somebody watched.
+#[derive(Default)]
 struct Clock {
-    total: Duration,
-    since: Option<Instant>,
-    left_at: Option<Instant>,
+    total_ns: u64,
+    since_ns: Option<u64>,
+    left_at_ns: u64,
 }
 
 /// Epoll data of the bell. Connections' ids begin at 1.
@@ -82,11 +83,7 @@ impl Watch {
             epoll,
             bell,
             alone: Mutex::new(None),
-            clock: Mutex::new(Clock {
-                total: Duration::ZERO,
-                since: None,
-                left_at: None,
-            }),
+            clock: Mutex::default(),
             absence_ns: AtomicU32::new(0),
         })
     }
@@ -133,7 +130,7 @@ impl Watch {
     /// Makes the kicked watcher return from where it waits.
     pub(crate) fn bring_back<T>(&self, hub: &Hub<T>) {
         self.ring();
-        while hub.is_kick_pending() {
+        while hub.is_kicked() {
             match *self.alone() {
                 Some(thread) => sys::nudge(thread),
                 // It is not blocked in a receive, and looks before it is; or the bell brings it.
@@ -157,43 +154,54 @@ impl Watch {
     }
 
     pub(crate) fn watched_ns(&self, polled: bool) -> u64 {
+        let now_ns = coarse_ns();
         let clock = self.clock();
-        let running = clock.since.or(if polled { clock.left_at } else { None });
-        let total = clock.total + running.map_or(Duration::ZERO, |since| since.elapsed());
-        u64::try_from(total.as_nanos()).unwrap_or(u64::MAX - 1)
+        // Somebody who polls waits all the time.
+        let running = clock
+            .since_ns
+            .or(if polled { Some(clock.left_at_ns) } else { None });
+        clock.total_ns + running.map_or(0, |since_ns| now_ns.saturating_sub(since_ns))
     }
 
     fn enter(&self) {
-        let now = Instant::now();
-        let mut clock = self.clock();
-        clock.since = Some(now);
-        if let Some(left_at) = clock.left_at {
-            let away = u32::try_from((now - left_at).as_nanos()).unwrap_or(u32::MAX);
-            let mean = self.absence_ns.load(Ordering::Relaxed);
-            // An average over about the last eight.
-            let mean = mean - mean / 8 + away / 8;
-            self.absence_ns.store(mean, Ordering::Relaxed);
-        }
+        self.clock().since_ns = Some(coarse_ns());
     }
 
     fn leave(&self) {
-        let now = Instant::now();
+        let now_ns = coarse_ns();
         let mut clock = self.clock();
-        if let Some(since) = clock.since.take() {
-            clock.total += now - since;
+        if let Some(since_ns) = clock.since_ns.take() {
+            clock.total_ns += now_ns.saturating_sub(since_ns);
         }
-        clock.left_at = Some(now);
+        clock.left_at_ns = now_ns;
     }
+
+    /// Counts how long the watch stood empty.
+    fn note_absence(&self, left_at: Instant) {
+        let away = u32::try_from(left_at.elapsed().as_nanos()).unwrap_or(u32::MAX);
+        let mean = self.absence_ns.load(Ordering::Relaxed);
+        // An average over about the last eight.
+        let mean = mean - mean / 8 + away / 8;
+        self.absence_ns.store(mean, Ordering::Relaxed);
+    }
+}
+
+fn coarse_ns() -> u64 {
+    u64::try_from(sys::coarse_now().as_nanos()).unwrap_or(u64::MAX - 1)
 }
 
 impl Mux {
     /// Watches, at most until `deadline`. A connection of which the caller has the claim then, or
-    /// none.
+    /// none. `left_at` is when the caller last left the watch.
     pub(crate) fn watch(
         self: &Arc<Self>,
         spin: &mut Spin,
+        left_at: &mut Option<Instant>,
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
+        if let Some(left_at) = left_at.take() {
+            self.watch.note_absence(left_at);
+        }
         self.watch.enter();
         let mut others = Vec::new();
         let own = match self.watchable_alone() {
@@ -210,6 +218,9 @@ impl Mux {
             }
         };
         self.watch.leave();
+        if self.socket_count() > 1 {
+            *left_at = Some(Instant::now());
+        }
         let successor =
             own.is_some() && self.watch.absence_ns.load(Ordering::Relaxed) > SHORT_ABSENCE_NS;
         self.hub.leave_watch(others, successor);
@@ -297,13 +308,13 @@ impl Mux {
         }
         {
             let mut alone = self.watch.alone();
-            if !self.hub.watch_may_sleep() {
+            if self.hub.is_kicked() {
                 drop(alone);
                 drop(rx);
                 psock.release(true);
                 return None;
             }
-            *alone = Some(gettid());
+            *alone = Some(sys::this_thread());
         }
         // With a time limit, the wait is a call of its own: the socket's own time limit is the
         // program's, not ours to set.
@@ -344,7 +355,7 @@ impl Mux {
 
     /// Nothing may be read for want of memory: waits until the bell brings the thread back.
     fn wait_for_bell(&self, deadline: Option<Instant>) {
-        if !self.hub.watch_may_sleep() {
+        if self.hub.is_kicked() {
             return;
         }
         let mut fds = [PollFd::new(&self.watch.bell, PollFlags::IN)];
@@ -360,14 +371,14 @@ impl Mux {
         spin: &mut Spin,
         timeout: Option<Duration>,
     ) -> Option<Arc<Psock>> {
-        if !self.hub.watch_may_sleep() {
+        if self.hub.is_kicked() {
             return None;
         }
         if self.spin {
             let mut own = None;
             if spin.until(|| {
                 own = self.harvest(others, Some(Duration::ZERO));
-                own.is_some() || !self.hub.watch_may_sleep()
+                own.is_some() || self.hub.is_kicked()
             }) {
                 return own;
             }
