@@ -87,9 +87,10 @@ impl Mux {
                 });
             }
         };
-        let added = self.add_psock(|id| {
+        let added = self.add_psock(|id, index| {
             Ok(Arc::new(Psock::new(
                 id,
+                index,
                 self.clone(),
                 carrier.clone(),
                 framing,
@@ -146,12 +147,14 @@ impl Mux {
     /// the rest.
     fn stop_receiving(&self, psock: &Arc<Psock>) -> (Vec<crate::Message>, Vec<u8>) {
         let mut messages = Vec::new();
-        // A socket that walks through a burst keeps what it has taken; the rest is cut here.
-        self.revoke_lease_of(psock);
         let mut rx = psock.lock_rx();
+        // A socket that walks through a burst keeps what it has taken; the rest is cut here.
+        self.revoke_under(psock, &mut rx);
         while let Step::Message(frame) = rx.step() {
             let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-            let Some(message) = rx.cut(len) else { break };
+            let Some(message) = rx.cut(psock, len) else {
+                break;
+            };
             let counters = &psock.counters;
             counters.rx_messages.fetch_add(1, Ordering::Relaxed);
             counters.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
@@ -217,5 +220,15 @@ impl Psock {
         };
         add(&self.counters.tx_messages, messages);
         add(&self.counters.tx_bytes, len as u64);
+    }
+
+    /// Messages were not sent here after all. As above.
+    pub(crate) fn uncount_sent(&self, messages: usize, len: usize) {
+        let take = |counter: &AtomicU64, n: usize| {
+            let now = counter.load(Ordering::Relaxed);
+            counter.store(now.saturating_sub(n as u64), Ordering::Relaxed);
+        };
+        take(&self.counters.tx_messages, messages);
+        take(&self.counters.tx_bytes, len);
     }
 }

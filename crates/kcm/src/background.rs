@@ -330,8 +330,10 @@ impl Background {
         /// References to a connection that nobody uses: the multiplexor's list, and this one.
         const UNUSED: usize = 2;
         let Some(psock) = psock.upgrade() else { return };
-        let answered = psock.is_answered() || Arc::strong_count(&psock) <= UNUSED;
-        if psock.tx.queued_bytes() > 0 || !answered {
+        if psock.mux.finish_half_closed(&psock) {
+            return;
+        }
+        if psock.tx.queued_bytes() > 0 || Arc::strong_count(&psock) > UNUSED {
             // Work on its messages goes on, or its peer reads slowly.
             self.half_closed(&psock);
         } else if psock.mux.remove_psock(psock.id).is_some() {

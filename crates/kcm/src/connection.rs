@@ -97,6 +97,9 @@ impl Connection {
     pub fn set_ordered(&self, ordered: bool) {
         self.psock.ordered.store(ordered, Ordering::Relaxed);
         self.psock.take_back_lease();
+        if !ordered {
+            self.psock.release_order();
+        }
     }
 
     /// Its counters.

@@ -67,7 +67,10 @@ impl Hand {
             reason = "not above the slice's length"
         )]
         let next = self.position + frame.len as usize;
-        if !state.lease.advance(next) {
+        if !state
+            .lease
+            .advance(next, self.credit_at_start - self.credit.left())
+        {
             return None;
         }
         let slice = self.credit.slice(self.position..next);
@@ -88,12 +91,15 @@ impl Hand {
         let taken = (credit_at_start - credit.left()) as u64;
         gather::end();
         credit.end_walk();
+        // The lease and the position change together, under the lock of the receiving side.
+        let mut rx = psock.rx();
         match state.lease.end() {
             Ok(leased) => {
                 mux.leases.fetch_sub(1, Ordering::SeqCst);
                 // The references first: the buffer is used anew when nobody else has any.
                 drop(credit);
-                leased.rx().set_position(position);
+                rx.set_position(position);
+                drop(rx);
                 count(&psock, state, taken, position - start);
                 HandEnd::Back(leased)
             }
@@ -160,7 +166,7 @@ impl Mux {
                 Step::Message(frame) => {
                     psock.end_partial();
                     let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-                    break rx.cut(len)?;
+                    break rx.cut(&psock, len)?;
                 }
                 Step::Incomplete { need, len } => {
                     let fill = if psock.edge.swap(false, Ordering::Acquire) {
@@ -215,6 +221,7 @@ impl Mux {
         if psock.ordered.load(Ordering::Relaxed) {
             // The claim stays with the socket: nobody else can take the next message.
             drop(rx);
+            psock.hold_for_order();
             taken.ordered = Some(psock);
             return Some(taken);
         }
@@ -257,7 +264,10 @@ impl Mux {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
             return Lent::No;
         }
-        if self.hub.waiting() > 0 || (self.readiness.polled() > 0 && self.socket_count() > 1) {
+        if self.hub.waiting() > 0
+            || self.memory.is_much_used()
+            || (self.readiness.polled() > 0 && self.socket_count() > 1)
+        {
             return Lent::No;
         }
         // Less than one more message is not worth it.
@@ -318,7 +328,9 @@ impl Mux {
                 break;
             };
             let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-            let Some(message) = rx.cut(len) else { break };
+            let Some(message) = rx.cut(psock, len) else {
+                break;
+            };
             batch.extend([message]);
             messages += 1;
             bytes += len;

@@ -29,13 +29,16 @@ pub(crate) struct Lease<T> {
     asymmetric: bool,
     revoked: AtomicBool,
     position: AtomicUsize,
+    /// For the counters: where the lease began, and the messages taken since.
+    start: AtomicUsize,
+    taken: AtomicUsize,
     state: Mutex<State<T>>,
 }
 
 enum State<T> {
     Free,
     Held(T),
-    Revoked { position: usize },
+    Revoked { from: T, position: usize },
 }
 
 impl<T> Lease<T> {
@@ -44,6 +47,8 @@ impl<T> Lease<T> {
             asymmetric: sys::membarrier_ready(),
             revoked: AtomicBool::new(false),
             position: AtomicUsize::new(0),
+            start: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             state: Mutex::new(State::Free),
         }
     }
@@ -53,18 +58,21 @@ impl<T> Lease<T> {
         let mut state = lock(&self.state);
         debug_assert!(matches!(*state, State::Free));
         self.position.store(position, Ordering::Relaxed);
+        self.start.store(position, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
         self.revoked.store(false, Ordering::Relaxed);
         *state = State::Held(from);
     }
 
-    /// The holder: takes everything up to `next`. False: it was revoked, perhaps before;
+    /// The holder: takes everything up to `next`, after `taken` messages before. False: it was revoked, perhaps before;
     /// [`Lease::end`] tells.
     #[inline]
     #[must_use]
-    pub(crate) fn advance(&self, next: usize) -> bool {
+    pub(crate) fn advance(&self, next: usize, taken: usize) -> bool {
         // SYNC: this store and the load below stand in this order for the revoker, whose
         // `membarrier` (or fence) in `revoke` stands between its own store and load.
         self.position.store(next, Ordering::Relaxed);
+        self.taken.store(taken + 1, Ordering::Relaxed);
         if self.asymmetric {
             compiler_fence(Ordering::SeqCst);
         } else {
@@ -78,19 +86,48 @@ impl<T> Lease<T> {
     pub(crate) fn end(&self) -> Result<T, usize> {
         match std::mem::replace(&mut *lock(&self.state), State::Free) {
             State::Held(from) => Ok(from),
-            State::Revoked { position } => Err(position),
+            State::Revoked { position, .. } => Err(position),
             State::Free => unreachable!("a lease ends once"),
         }
     }
 
-    /// Another thread takes what is left: what it was leased from, and the position from which on
-    /// it is the caller's now. `None`: nothing is leased, or `unless` says to leave it.
-    pub(crate) fn revoke(&self, unless: impl FnOnce(&T) -> bool) -> Option<(T, usize)> {
-        let mut state = lock(&self.state);
-        match &*state {
-            State::Held(from) if !unless(from) => {}
-            _ => return None,
+    /// What is leased now, if anything.
+    pub(crate) fn leased(&self) -> Option<T>
+    where
+        T: Clone,
+    {
+        match &*lock(&self.state) {
+            State::Held(from) => Some(from.clone()),
+            _ => None,
         }
+    }
+
+    /// For the counters: what the holder has taken of it, in messages and bytes, that
+    /// [`Lease::end`] has not told it yet.
+    pub(crate) fn progress(&self) -> Option<(T, usize, usize)>
+    where
+        T: Clone,
+    {
+        let state = lock(&self.state);
+        let from = match &*state {
+            State::Held(from) | State::Revoked { from, .. } => from.clone(),
+            State::Free => return None,
+        };
+        let bytes = self.position.load(Ordering::Relaxed) - self.start.load(Ordering::Relaxed);
+        Some((from, self.taken.load(Ordering::Relaxed), bytes))
+    }
+
+    /// Another thread takes what is left: the position from which on it is the caller's now.
+    /// `None`: nothing is leased any more, or not what `of` says.
+    pub(crate) fn revoke(&self, of: impl FnOnce(&T) -> bool) -> Option<usize> {
+        let mut state = lock(&self.state);
+        let from = match std::mem::replace(&mut *state, State::Free) {
+            State::Held(from) if of(&from) => from,
+            other => {
+                *state = other;
+                return None;
+            }
+        };
         self.revoked.store(true, Ordering::Relaxed);
         // SYNC: with `advance`.
         if self.asymmetric {
@@ -99,10 +136,8 @@ impl<T> Lease<T> {
             fence(Ordering::SeqCst);
         }
         let position = self.position.load(Ordering::Relaxed);
-        match std::mem::replace(&mut *state, State::Revoked { position }) {
-            State::Held(from) => Some((from, position)),
-            _ => unreachable!("held, as seen above under the same lock"),
-        }
+        *state = State::Revoked { from, position };
+        Some(position)
     }
 }
 
@@ -125,12 +160,12 @@ mod tests {
                     for _ in 0..round * 10 {
                         std::hint::spin_loop();
                     }
-                    lease.revoke(|()| false).map(|((), position)| position)
+                    lease.revoke(|()| true)
                 })
             };
             let mut mine = 0;
             while mine < MESSAGES {
-                if lease.advance(mine + 1) {
+                if lease.advance(mine + 1, mine) {
                     mine += 1;
                     continue;
                 }
@@ -164,10 +199,10 @@ mod loom_tests {
             lease.begin((), 0);
             let thief = {
                 let lease = lease.clone();
-                thread::spawn(move || lease.revoke(|()| false).map(|((), position)| position))
+                thread::spawn(move || lease.revoke(|()| true))
             };
             let mut mine = 0;
-            while mine < 2 && lease.advance(mine + 1) {
+            while mine < 2 && lease.advance(mine + 1, mine) {
                 mine += 1;
             }
             match lease.end() {

@@ -12,6 +12,9 @@ use std::sync::{
 
 use crate::psock::Psock;
 
+/// Up to here small messages may pin the chunk of 64 KiB that they came in, 2 MiB: 32 chunks.
+const MOST_PINNED_BYTES: usize = 2 << 20;
+
 pub(crate) struct Memory {
     limit_bytes: usize,
     used_bytes: AtomicUsize,
@@ -28,6 +31,12 @@ impl Memory {
             holding_back: AtomicBool::new(false),
             held_back: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Whether so much is in use that small messages are copied out of their chunks. A few chunks
+    /// are always under way; more than this means that somebody keeps messages.
+    pub(crate) fn is_much_used(&self) -> bool {
+        self.used_bytes.load(Ordering::Relaxed) > MOST_PINNED_BYTES.min(self.limit_bytes / 4)
     }
 
     pub(crate) fn used_bytes(&self) -> usize {

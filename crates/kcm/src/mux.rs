@@ -1,7 +1,8 @@
 //! The inside of a multiplexor: its connections, its sockets, and what joins them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -23,6 +24,7 @@ use crate::{
     message::Message,
     psock::Psock,
     readiness::Readiness,
+    receive::Rx,
     socket::{SocketState, SocketType},
     stats::MuxCounters,
     transmit::Outgoing,
@@ -74,6 +76,8 @@ pub(crate) struct Mux {
     events: Mutex<VecDeque<ConnectionEvent>>,
     has_event: Condvar,
     closed: AtomicBool,
+    /// It is closed, and the ends of all connections are told.
+    all_told: AtomicBool,
     pub(crate) counters: MuxCounters,
     /// Where the next unaddressed send begins to look.
     next_send: AtomicUsize,
@@ -87,6 +91,9 @@ struct Psocks {
     by_id: HashMap<u64, usize>,
     row: Vec<Arc<Psock>>,
     last_id: u64,
+    /// Indices that are free again, below `next_index`.
+    free: BinaryHeap<Reverse<usize>>,
+    next_index: usize,
 }
 
 impl Mux {
@@ -116,6 +123,7 @@ impl Mux {
             events: Mutex::default(),
             has_event: Condvar::new(),
             closed: AtomicBool::new(false),
+            all_told: AtomicBool::new(false),
             counters: MuxCounters::default(),
             next_send: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
@@ -141,7 +149,7 @@ impl Mux {
     /// Adds a connection; `make` gets its id.
     pub(crate) fn add_psock(
         self: &Arc<Self>,
-        make: impl FnOnce(ConnectionId) -> Result<Arc<Psock>>,
+        make: impl FnOnce(ConnectionId, usize) -> Result<Arc<Psock>>,
     ) -> Result<Arc<Psock>> {
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         if self.is_closed() {
@@ -154,7 +162,11 @@ impl Mux {
             });
         }
         let id = psocks.last_id + 1;
-        let psock = make(ConnectionId(id))?;
+        let index = psocks
+            .free
+            .peek()
+            .map_or(psocks.next_index, |lowest| lowest.0);
+        let psock = make(ConnectionId(id), index)?;
         // The only connection is watched directly, and in no epoll, unless it must be.
         let alone = psocks.row.is_empty() && self.readiness.polled() == 0;
         if !alone || !psock.can_be_watched_alone() {
@@ -164,15 +176,18 @@ impl Mux {
             self.watch.register(&psock)?;
         }
         psocks.last_id = id;
+        if psocks.free.pop().is_none() {
+            psocks.next_index += 1;
+        }
         let place = psocks.row.len();
         psocks.by_id.insert(id, place);
         psocks.row.push(psock.clone());
         self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
         drop(psocks);
         self.counters.attach.fetch_add(1, Ordering::Relaxed);
-        // Somebody may be waiting for another connection alone, or for none at all.
-        self.bring_watcher_back();
+        // Somebody may be waiting for another connection alone, or for this one already.
         psock.notify();
+        self.bring_watcher_back();
         drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
         self.arrived.notify_all();
         self.sendable();
@@ -184,6 +199,7 @@ impl Mux {
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         let place = psocks.by_id.remove(&id.0)?;
         let psock = psocks.row.swap_remove(place);
+        psocks.free.push(Reverse(psock.index));
         if let Some(moved) = psocks.row.get(place) {
             let moved = moved.id.0;
             psocks.by_id.insert(moved, place);
@@ -438,7 +454,7 @@ impl Mux {
             if let Some(event) = events.pop_front() {
                 return Ok(event);
             }
-            if self.is_closed() {
+            if self.all_told.load(Ordering::Acquire) {
                 return Err(Error::Closed);
             }
             events = self
@@ -454,26 +470,29 @@ impl Mux {
 
     /// The receiving side of a connection is at its end: nothing more will come.
     pub(crate) fn receiving_ended(&self, psock: &Arc<Psock>, reason: EndReason) {
-        psock.tell_end(reason);
         match reason {
             EndReason::Eof | EndReason::EofInMessage { .. } if !psock.tx.is_over() => {
-                self.finish_half_closed(psock);
+                psock.tell_end(reason);
+                psock.half_closed.store(true, Ordering::Release);
+                if !self.finish_half_closed(psock) {
+                    background::get().half_closed(psock);
+                }
             }
             _ => {
-                psock.tx.abort(psock, reason);
                 self.remove_psock(psock.id);
+                psock.tx.abort(psock, reason);
+                psock.tell_end(reason);
             }
         }
     }
 
     /// The peer has closed its direction. Once it has its answers, so do we.
-    pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) {
-        if psock.is_answered() && psock.tx.queued_bytes() == 0 {
-            self.remove_psock(psock.id);
+    pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) -> bool {
+        let done = psock.is_answered() && psock.tx.queued_bytes() == 0;
+        if done && self.remove_psock(psock.id).is_some() {
             psock.tx.close(psock);
-        } else {
-            background::get().half_closed(psock);
         }
+        done
     }
 
     /// Closes one connection: what is queued goes out within the linger time.
@@ -543,15 +562,31 @@ impl Mux {
         if self.leases.load(Ordering::SeqCst) == 0 {
             return None;
         }
-        let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
-        for (_, socket) in sockets.iter() {
-            if let Some((psock, position)) = socket.lease.revoke(&unless) {
-                self.leases.fetch_sub(1, Ordering::SeqCst);
-                psock.lock_rx().set_position(position);
-                return Some(psock);
-            }
+        self.all_sockets()
+            .iter()
+            .filter_map(|socket| socket.lease.leased())
+            .filter(|psock| !unless(psock))
+            .find(|psock| self.revoke_under(psock, &mut psock.lock_rx()))
+    }
+
+    /// Takes the lease of a connection back, whose receiving side the caller has locked: lease and
+    /// position change together. False: it has none.
+    pub(crate) fn revoke_under(&self, psock: &Arc<Psock>, rx: &mut Rx) -> bool {
+        let of_this = |leased: &Arc<Psock>| Arc::ptr_eq(leased, psock);
+        let revoke = |socket: &Arc<SocketState>| socket.lease.revoke(of_this);
+        let Some(position) = self.all_sockets().iter().find_map(revoke) else {
+            return false;
+        };
+        self.leases.fetch_sub(1, Ordering::SeqCst);
+        rx.set_position(position);
+        true
+    }
+
+    /// Takes back what one socket has leased.
+    pub(crate) fn revoke_lease_from(&self, socket: &SocketState) {
+        if let Some(psock) = socket.lease.leased() {
+            psock.take_back_lease();
         }
-        None
     }
 
     // The end of the multiplexor.
@@ -579,7 +614,8 @@ impl Mux {
         for psock in self.all_psocks() {
             self.close_psock(&psock);
         }
-        self.readiness.close();
+        self.all_told.store(true, Ordering::Release);
+        self.readiness.close(self);
         drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
         self.arrived.notify_all();
         drop(self.events());

@@ -2,9 +2,10 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, TryLockError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -30,6 +31,12 @@ pub(crate) struct Psock {
     pub(crate) registered: AtomicBool,
     /// The next message waits for the end of work on the previous one.
     pub(crate) ordered: AtomicBool,
+    /// It waits so.
+    held_for_order: AtomicBool,
+    /// The peer has closed its direction, and has not got all its answers.
+    pub(crate) half_closed: AtomicBool,
+    /// The lowest number that was free in the multiplexor.
+    pub(crate) index: usize,
     /// When, on the multiplexor's clock of watched time, the unfinished message at the front
     /// began; [`NO_PARTIAL`] without one.
     pub(crate) partial_since_ns: AtomicU64,
@@ -38,6 +45,7 @@ pub(crate) struct Psock {
     /// A timer for the deadline is set.
     pub(crate) deadline_set: AtomicBool,
     rx: Mutex<Rx>,
+    wanted: AtomicUsize,
     pub(crate) tx: Transmit,
     pub(crate) counters: PsockCounters,
     /// Its end has been told.
@@ -65,8 +73,10 @@ pub(crate) struct PsockCounters {
 }
 
 impl Psock {
+    #[expect(clippy::too_many_arguments, reason = "called once")]
     pub(crate) fn new(
         id: ConnectionId,
+        index: usize,
         mux: Arc<Mux>,
         carrier: Arc<Carrier>,
         framing: &Framing,
@@ -91,6 +101,10 @@ impl Psock {
             is_socket: carrier.is_socket(),
             deadline_ns: AtomicU64::new(0),
             background_key: OnceLock::new(),
+            wanted: AtomicUsize::new(0),
+            held_for_order: AtomicBool::new(false),
+            half_closed: AtomicBool::new(false),
+            index,
             rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
             tx: Transmit::new(carrier, framing),
             mux,
@@ -120,16 +134,25 @@ impl Psock {
 
     /// The receiving side, for others than the thread that has the claim.
     pub(crate) fn lock_rx(&self) -> MutexGuard<'_, Rx> {
-        loop {
+        self.wanted.fetch_add(1, Ordering::SeqCst);
+        let rx = loop {
             match self.rx.try_lock() {
-                Ok(rx) => return rx,
-                Err(std::sync::TryLockError::Poisoned(e)) => return e.into_inner(),
-                Err(std::sync::TryLockError::WouldBlock) => {
+                Ok(rx) => break rx,
+                Err(TryLockError::Poisoned(e)) => break e.into_inner(),
+                Err(TryLockError::WouldBlock) => {
                     self.mux.bring_watcher_back();
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
             }
-        }
+        };
+        self.wanted.fetch_sub(1, Ordering::SeqCst);
+        rx
+    }
+
+    /// Whether somebody else than the thread that has the claim waits for the receiving side: no
+    /// thread may block in a receive with it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) > 0
     }
 
     /// Bytes may have come: has a thread look at the connection.
@@ -137,6 +160,9 @@ impl Psock {
         self.edge.store(true, Ordering::Release);
         if self.claim.notify() {
             self.mux.push_ready(self.clone());
+        } else {
+            // The thread that has the claim may be blocked in a receive.
+            self.mux.bring_watcher_back();
         }
     }
 
@@ -144,6 +170,18 @@ impl Psock {
     pub(crate) fn release(self: &Arc<Self>, more: bool) {
         if self.claim.release(more) {
             self.mux.push_ready(self.clone());
+        }
+    }
+
+    /// A socket has a message of this ordered connection, and its claim.
+    pub(crate) fn hold_for_order(&self) {
+        self.held_for_order.store(true, Ordering::Release);
+    }
+
+    /// The next message of the ordered connection may go out.
+    pub(crate) fn release_order(self: &Arc<Self>) {
+        if self.held_for_order.swap(false, Ordering::AcqRel) {
+            self.release(true);
         }
     }
 

@@ -91,7 +91,12 @@ impl Readiness {
     }
 
     /// Everybody is to look, and finds that it is closed.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self, mux: &Mux) {
+        for socket in mux.all_sockets() {
+            if socket.poll.is_polled() {
+                socket.poll.ring();
+            }
+        }
         let all = self.writable.lock().unwrap_or_else(|e| e.into_inner());
         for writable in all.iter().filter_map(Weak::upgrade) {
             writable.set(true);
@@ -136,7 +141,12 @@ impl Poll {
             let data = epoll::EventData::new_u64(1);
             let nested = epoll::add(&self.epoll, mux.watch.epoll(), data, epoll::EventFlags::IN);
             mux.bring_watcher_back();
-            if has_messages || mux.hub.ready() > 0 || !registered || nested.is_err() {
+            if has_messages
+                || mux.hub.ready() > 0
+                || mux.is_closed()
+                || !registered
+                || nested.is_err()
+            {
                 // Early at worst, never late: also where the system has no room for the wait.
                 self.ring();
             }
@@ -172,13 +182,13 @@ impl Poll {
             return;
         }
         self.idle.store(!found, Ordering::SeqCst);
-        if has_messages || mux.hub.ready() > 0 {
+        if has_messages || mux.hub.ready() > 0 || mux.is_closed() {
             self.ring();
             return;
         }
         self.hush();
         // What became ready just before the bell fell silent.
-        if mux.hub.ready() > 0 {
+        if mux.hub.ready() > 0 || mux.is_closed() {
             self.ring();
         }
     }

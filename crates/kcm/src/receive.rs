@@ -102,10 +102,20 @@ impl Rx {
         self.assembler.step(bytes)
     }
 
-    /// Cuts the message off the front, of which a step has said that it is whole.
-    pub(crate) fn cut(&mut self, len: usize) -> Option<Message> {
+    /// Cuts the message off the front, of which a step has said that it is whole. While much
+    /// memory is in use, a small one is copied, so that it does not pin its chunk: somebody keeps
+    /// messages.
+    pub(crate) fn cut(&mut self, psock: &Arc<Psock>, len: usize) -> Option<Message> {
         let buffer = self.buffer.as_ref()?;
-        let slice: Slice<Origin> = buffer.slice(self.position..self.position + len);
+        let range = self.position..self.position + len;
+        let pins = len <= SETTLE_BYTES && buffer.capacity() > SETTLE_BYTES;
+        let slice: Slice<Origin> = if pins && psock.mux.memory.is_much_used() {
+            let mut small = owned(psock, len);
+            small.extend(&buffer.filled()[range]);
+            small.slice(0..len)
+        } else {
+            buffer.slice(range)
+        };
         self.assembler.delivered(&slice);
         self.set_position(self.position + len);
         Some(Message::new(slice))
@@ -150,9 +160,18 @@ impl Rx {
         self.position = 0;
     }
 
-    /// Nothing more will be read.
+    /// Nothing more will be read, and what is left is no message. (The buffer keeps its connection
+    /// alive; it must not keep a connection that is gone.)
     pub(crate) fn stop(&mut self) {
         self.carrier = None;
+        self.buffer = None;
+        self.position = 0;
+        self.early = Vec::new();
+    }
+
+    /// Whether what is missing can only come from the stream.
+    pub(crate) fn must_wait(&self) -> bool {
+        self.carrier.is_some() && self.early.is_empty()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

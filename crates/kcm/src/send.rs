@@ -192,8 +192,9 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// As [`Socket::send`] and [`Socket::send_to`]. Should the file turn out to be shorter than
-    /// the range, the message can't be finished: its connection ends with `EIO`.
+    /// `EINVAL` for a range that is not in the file; else as [`Socket::send`] and
+    /// [`Socket::send_to`]. Should the file be cut short before it is sent, the message can't be
+    /// finished: its connection ends with `EIO`.
     pub fn send_file(
         &self,
         to: Option<ConnectionId>,
@@ -202,7 +203,13 @@ impl Socket {
         range: Range<u64>,
     ) -> Result<()> {
         let file = file.try_clone_to_owned()?;
-        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let file_bytes = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
+        if range.start > range.end || range.end > file_bytes {
+            return Err(Error::System(std::io::Error::from_raw_os_error(
+                libc::EINVAL,
+            )));
+        }
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut message = Outgoing::with_file(header, file, range, to.is_some());
         let wait = self.wait_to_send();
         loop {

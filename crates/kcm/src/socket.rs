@@ -275,7 +275,9 @@ impl Socket {
         self.state
             .receive_disabled
             .store(disabled, Ordering::Relaxed);
-        if !disabled {
+        if disabled {
+            self.mux.revoke_lease_from(&self.state);
+        } else {
             self.state.poll.after_recv(&self.mux, false, false);
         }
     }
@@ -330,6 +332,7 @@ impl Socket {
         if self.state.is_receive_disabled() {
             return self.wait_disabled(nonblocking, deadline);
         }
+        let mut looked = false;
         loop {
             self.takes += 1;
             if self.takes >= TAKES_BETWEEN_LOOKS {
@@ -344,7 +347,7 @@ impl Socket {
                 }
                 continue;
             }
-            match self.turn(nonblocking, deadline) {
+            match self.turn(nonblocking, &mut looked, deadline) {
                 Got::Ready(ready) => {
                     if let Some(message) = self.take_ready(ready, want) {
                         return Ok(message);
@@ -367,7 +370,7 @@ impl Socket {
     }
 
     /// Waits, counted as waiting, for something to work on.
-    fn turn(&mut self, nonblocking: bool, deadline: Option<Instant>) -> Got {
+    fn turn(&mut self, nonblocking: bool, looked: &mut bool, deadline: Option<Instant>) -> Got {
         let mux = self.mux.clone();
         let _waiting = mux.hub.begin_waiting();
         self.state.waiting.store(true, Ordering::Relaxed);
@@ -383,7 +386,7 @@ impl Socket {
                     Turn::Item(ready) => Got::Ready(ready),
                     Turn::Watch => {
                         let psock = if nonblocking {
-                            mux.glance()
+                            mux.glance(looked)
                         } else {
                             mux.watch(&mut self.spin, &mut self.left_watch_at, deadline)
                         };
@@ -440,7 +443,7 @@ impl Socket {
     /// The ordered connection that this socket was working on may go on.
     fn finish_ordered(&mut self) {
         if let Some(psock) = self.ordered.take() {
-            psock.release(true);
+            psock.release_order();
         }
     }
 

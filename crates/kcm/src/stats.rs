@@ -55,8 +55,9 @@ pub struct SocketStats {
 pub struct ConnectionStats {
     /// Its id.
     pub id: ConnectionId,
-    /// What came from it and went to it. (Messages of a burst are counted as received when the
-    /// thread that walks through it comes to its end.)
+    /// The lowest number that was free in the multiplexor when it was attached.
+    pub index: usize,
+    /// What came from it and went to it.
     pub counters: Counters,
     /// Bytes that wait here to be handed to the system.
     pub queued_bytes: usize,
@@ -94,7 +95,10 @@ impl Snapshot {
     pub(crate) fn of(mux: &Mux) -> Self {
         let psocks = mux.all_psocks();
         let mut totals = mux.counters.totals();
-        psocks.iter().for_each(|psock| totals.add(&psock.counters));
+        for psock in &psocks {
+            totals.add(&psock.counters);
+            totals.add_in_hand(psock);
+        }
         Self {
             counters: totals.counters(),
             attached: mux.counters.attach.load(Ordering::Relaxed),
@@ -113,9 +117,14 @@ impl Snapshot {
 
 impl SocketStats {
     fn of(socket: &SocketState) -> Self {
+        let mut counters = socket.counters.counters();
+        if let Some((_, messages, bytes)) = socket.lease.progress() {
+            counters.rx_messages += messages as u64;
+            counters.rx_bytes += bytes as u64;
+        }
         Self {
             index: socket.index,
-            counters: socket.counters.counters(),
+            counters,
             waiting: socket.waiting.load(Ordering::Relaxed),
             receive_disabled: socket.is_receive_disabled(),
         }
@@ -126,6 +135,7 @@ impl ConnectionStats {
     pub(crate) fn of(psock: &Psock) -> Self {
         let mut totals = Totals::default();
         totals.add(&psock.counters);
+        totals.add_in_hand(psock);
         let carrier = psock.tx.carrier().filter(|carrier| carrier.is_socket());
         // A socket that is gone has nothing unread and nothing unacknowledged.
         let asked = |ask: fn(std::os::fd::BorrowedFd<'_>) -> usize| {
@@ -133,6 +143,7 @@ impl ConnectionStats {
         };
         Self {
             id: psock.id,
+            index: psock.index,
             counters: totals.counters(),
             queued_bytes: psock.tx.queued_bytes(),
             unread_bytes: asked(crate::sys::unread_bytes),
@@ -234,6 +245,18 @@ impl Totals {
         }
     }
 
+    /// What sockets that walk through a burst of this connection have taken so far.
+    fn add_in_hand(&mut self, psock: &Psock) {
+        for socket in psock.mux.all_sockets() {
+            if let Some((from, messages, bytes)) = socket.lease.progress()
+                && std::ptr::eq(Arc::as_ptr(&from), psock)
+            {
+                self.0[0] += messages as u64;
+                self.0[1] += bytes as u64;
+            }
+        }
+    }
+
     fn counters(&self) -> Counters {
         let [rx_messages, rx_bytes, tx_messages, tx_bytes, _] = self.0;
         Counters {
@@ -267,6 +290,7 @@ impl Columns {
         self.totals.add(&counters.gone);
         for psock in mux.all_psocks() {
             self.totals.add(&psock.counters);
+            self.totals.add_in_hand(&psock);
         }
         for (sum, counter) in [
             (&mut self.tx_retries, &counters.tx_retries),
@@ -361,7 +385,7 @@ pub fn proc_net_kcm() -> String {
                 psock.queued_bytes,
                 psock.unacknowledged_bytes,
             ];
-            let name = format!("   psock-{}", psock.id);
+            let name = format!("   psock-{}", psock.index);
             let cells = cells(&psock.counters, queues.map(|n| n.to_string()));
             row(&mut text, &name, &cells, status);
         }

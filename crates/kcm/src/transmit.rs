@@ -218,6 +218,9 @@ impl Transmit {
             let queued = self.queued_bytes() + len;
             self.set_queued(&queue, queued);
             psock.count_sent(messages, len);
+            if queued >= psock.mux.limits.send_buffer_bytes {
+                psock.mux.sendable();
+            }
             if queue.state == State::Free {
                 if !hold || queued >= GATHER_BYTES {
                     self.write(psock, queue);
@@ -240,8 +243,11 @@ impl Transmit {
         match result {
             Ok(n) if n == len => {
                 psock.count_sent(messages, len);
-                if !queue.messages.is_empty() || queue.then == Then::Close {
+                if !queue.messages.is_empty() || queue.then != Then::Go {
                     self.write(psock, queue);
+                } else {
+                    drop(queue);
+                    self.after_last(psock);
                 }
                 Ok(())
             }
@@ -474,6 +480,14 @@ impl Transmit {
         drop(queue);
         self.room.notify_all();
         psock.mux.sendable();
+        self.after_last(psock);
+    }
+
+    /// The queue is empty: a peer that waits for nothing but the end may have it.
+    fn after_last(&self, psock: &Arc<Psock>) {
+        if psock.half_closed.load(Ordering::Acquire) {
+            psock.mux.finish_half_closed(psock);
+        }
     }
 
     /// The system takes no more: the background thread goes on when it does.
@@ -493,13 +507,16 @@ impl Transmit {
         queue.state = State::Free;
         queue.first_sent = 0;
         let messages = std::mem::take(&mut queue.messages);
+        let again: Vec<_> = messages
+            .into_iter()
+            .filter(|message| !message.addressed)
+            .collect();
+        psock.uncount_sent(again.len(), again.iter().map(Outgoing::len).sum());
         self.set_queued(&queue, 0);
         drop(queue);
         self.room.notify_all();
+        psock.mux.resend(again.into_iter());
         psock.tell_end(reason);
-        psock
-            .mux
-            .resend(messages.into_iter().filter(|message| !message.addressed));
         psock.mux.sendable();
         // Whoever receives finds out what is left to read.
         psock.drain.store(true, Ordering::Relaxed);

@@ -227,13 +227,14 @@ impl Mux {
         own
     }
 
-    /// Looks what is ready, without waiting, as a thread that has the watch.
-    pub(crate) fn glance(self: &Arc<Self>) -> Option<Arc<Psock>> {
+    /// Looks what is ready, without waiting, as a thread that has the watch. A connection that is
+    /// in no epoll is looked at once: `looked` says whether it was.
+    pub(crate) fn glance(self: &Arc<Self>, looked: &mut bool) -> Option<Arc<Psock>> {
         let mut own = None;
         let mut others = Vec::new();
         match self.only_psock() {
             Some(psock) if !psock.registered.load(Ordering::Relaxed) => {
-                if psock.claim.claim_idle() {
+                if !std::mem::replace(looked, true) && psock.claim.claim_idle() {
                     psock.edge.store(true, Ordering::Relaxed);
                     own = Some(psock);
                 }
@@ -264,6 +265,7 @@ impl Mux {
         if self.readiness.polled() > 0
             || !psock.can_be_watched_alone()
             || !sys::nudge_ready()
+            || psock.is_wanted()
             || !psock.claim.claim_idle()
         {
             return None;
@@ -284,7 +286,7 @@ impl Mux {
     ) -> Option<Arc<Psock>> {
         let mut rx = psock.rx();
         let (need, len) = match rx.step() {
-            Step::Incomplete { need, len } if !rx.is_stopped() => (need, len),
+            Step::Incomplete { need, len } if rx.must_wait() => (need, len),
             // There is something to do, or nothing to wait for.
             _ => {
                 drop(rx);

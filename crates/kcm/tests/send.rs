@@ -1,0 +1,360 @@
+//! Sending: messages go out whole and unmixed, in few calls, and where they should, without waiting
+//! for a peer that does not read.
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    io::{IoSlice, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::*;
+use kcm::{Error, Multiplexor, SendFlags, SocketType, Stream, Transport};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn whole_and_unmixed_from_many_threads() {
+    bounded(40, || {
+        let mux = mux();
+        let (id, peer) = attached(&mux);
+        let reader = read_all(peer);
+        let threads: Vec<_> = (0..6)
+            .map(|thread: u32| {
+                let socket = mux.socket().expect("a socket");
+                thread::spawn(move || {
+                    let mut random = Random::new(thread.into());
+                    for number in 0..1500 {
+                        let len = [30, 500, 40_000][random.below(15).saturating_sub(12)];
+                        let message = numbered(thread, number, random.between(16, len));
+                        let (a, b) = message.split_at(random.below(message.len()));
+                        let parts = [IoSlice::new(a), IoSlice::new(b)];
+                        match random.below(4) {
+                            0 => socket.send(&message),
+                            1 => socket.send_to(id, &message),
+                            2 => socket.send_vectored(&parts),
+                            _ => socket.send_to_vectored(id, &parts),
+                        }
+                        .expect("sent");
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().expect("sent"));
+        mux.shutdown();
+        let all = reader.join().expect("read");
+        assert_eq!(all.len(), 6 * 1500);
+        // From each thread in its order.
+        for thread in 0..6 {
+            let numbers = all.iter().filter(|&&(t, _)| t == thread).map(|&(_, n)| n);
+            assert!(numbers.eq(0..1500), "thread {thread}");
+        }
+    });
+}
+
+#[test]
+fn parts_become_one_message() {
+    bounded(20, || {
+        let sent = numbered(1, 1, 100);
+        let (a, b) = (&sent[..30], &sent[30..]);
+        let none = SendFlags::empty();
+        for kind in [SocketType::Dgram, SocketType::SeqPacket] {
+            let builder = Multiplexor::builder(framing()).socket_type(kind);
+            let mux = builder.build().expect("a mux");
+            let (_, mut peer) = attached(&mux);
+            let mut socket = mux.socket().expect("a socket");
+            let other = mux.socket().expect("a socket");
+            let (open, last) = match kind {
+                SocketType::Dgram => (SendFlags::MORE, none),
+                SocketType::SeqPacket => (none, SendFlags::EOR),
+            };
+            // Nothing is open yet: nothing is sent.
+            assert_eq!(socket.send_with(&[], none).expect("no message"), 0);
+            assert_eq!(socket.send_with(a, open).expect("a part"), 30);
+            // Another socket's message goes before it, not into it.
+            other.send(&numbered(2, 2, 50)).expect("sent");
+            let got = read_message(&mut peer).expect("it is not held up");
+            assert_eq!(number_of(&got), (2, 2));
+            assert_eq!(socket.send_with(b, last).expect("the rest"), 70);
+            let got = read_message(&mut peer).expect("the whole");
+            assert_eq!(number_of(&got), (1, 1));
+            // An empty part ends an open message.
+            assert_eq!(socket.send_with(&sent, open).expect("all of it"), 100);
+            peer.set_read_timeout(Some(A_WHILE)).expect("a limit");
+            assert!(peer.read(&mut [0; 1]).is_err(), "it is still open");
+            peer.set_read_timeout(Some(SOON)).expect("a limit");
+            assert_eq!(socket.send_with(&[], last).expect("the end"), 0);
+            let got = read_message(&mut peer).expect("the whole");
+            assert_eq!(number_of(&got), (1, 1));
+            // And with none open, it is nothing again.
+            assert_eq!(socket.send_with(&[], last).expect("no message"), 0);
+            socket.send(&numbered(3, 3, 20)).expect("sent");
+            let got = read_message(&mut peer).expect("the next");
+            assert_eq!(number_of(&got), (3, 3));
+            mux.shutdown();
+            assert_ended(&mut peer);
+        }
+    });
+}
+
+#[test]
+fn a_message_left_open_is_never_seen() {
+    bounded(20, || {
+        let mux = mux();
+        let (_, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        let part = socket.send_with(&numbered(1, 1, 100)[..60], SendFlags::MORE);
+        part.expect("a part");
+        drop(socket);
+        let socket = mux.socket().expect("a socket");
+        socket.send(&numbered(1, 2, 40)).expect("sent");
+        assert_eq!(
+            number_of(&read_message(&mut peer).expect("a message")),
+            (1, 2)
+        );
+        drop((socket, mux));
+        assert_ended(&mut peer);
+    });
+}
+
+/// Counts the calls that send.
+struct Counting(UnixStream, Arc<AtomicUsize>);
+
+impl Transport for Counting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        (&self.0).read(buffer)
+    }
+
+    fn send(&self, buffers: &[IoSlice<'_>]) -> std::io::Result<usize> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        (&self.0).write_vectored(buffers)
+    }
+
+    fn shutdown_write(&self) -> std::io::Result<()> {
+        self.0.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+#[test]
+fn batches_leave_in_few_calls() {
+    bounded(20, || {
+        let mux = mux();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (stream, mut peer) = UnixStream::pair().expect("a pair");
+        stream.set_nonblocking(true).expect("non-blocking");
+        let counting = Counting(stream, calls.clone());
+        mux.attach(Stream::new(counting)).expect("attached");
+        let mut socket = mux.socket().expect("a socket");
+        let messages: Vec<_> = (0..100).map(|n| numbered(1, n, 64)).collect();
+        let slices: Vec<_> = messages.iter().map(|m| IoSlice::new(m)).collect();
+        assert_eq!(socket.send_batch(&slices).expect("sent"), 100);
+        for number in 0..100 {
+            let got = read_message(&mut peer).expect("a message");
+            assert_eq!(number_of(&got), (1, number));
+        }
+        let used = calls.swap(0, Ordering::Relaxed);
+        assert!(used <= 3, "{used} calls for a batch");
+        for (number, message) in messages.iter().enumerate() {
+            let last = number == 99;
+            let flags = if last {
+                SendFlags::empty()
+            } else {
+                SendFlags::BATCH
+            };
+            assert_eq!(socket.send_with(message, flags).expect("taken"), 64);
+        }
+        for number in 0..100 {
+            let got = read_message(&mut peer).expect("a message");
+            assert_eq!(number_of(&got), (1, number));
+        }
+        let used = calls.load(Ordering::Relaxed);
+        assert!(used <= 3, "{used} calls for MSG_BATCH");
+    });
+}
+
+#[test]
+fn unaddressed_messages_go_where_least_is_queued() {
+    bounded(40, || {
+        let mux = mux();
+        let (blocked, silent) = attached(&mux);
+        let (_, reading) = attached(&mux);
+        let socket = mux.socket().expect("a socket");
+        socket.set_nonblocking(true).expect("non-blocking");
+        socket
+            .send_to(blocked, &numbered(0, 0, 8 * MIB))
+            .expect("taken");
+        socket.set_nonblocking(false).expect("blocking");
+        let reader = read_all(reading);
+        let start = Instant::now();
+        let mut slowest = Duration::ZERO;
+        for number in 0..2000 {
+            let begun = Instant::now();
+            socket.send(&numbered(1, number, 2000)).expect("sent");
+            slowest = slowest.max(begun.elapsed());
+        }
+        assert!(
+            slowest < PROMPT,
+            "one took {slowest:?}, all {:?}",
+            start.elapsed()
+        );
+        // Everything went to the one that reads; the other is still whole.
+        let silent = read_all(silent);
+        mux.shutdown();
+        assert!(
+            reader
+                .join()
+                .expect("read")
+                .into_iter()
+                .eq((0..2000).map(|n| (1, n)))
+        );
+        assert_eq!(silent.join().expect("read"), [(0, 0)]);
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_blocks_nobody() {
+    bounded(40, || {
+        const COUNT: u64 = 6000;
+        let mux = mux();
+        let (_, silent) = attached(&mux);
+        let (_, reading) = attached(&mux);
+        let reader = read_all(reading);
+        let threads: Vec<_> = (0..3)
+            .map(|thread| {
+                let socket = mux.socket().expect("a socket");
+                thread::spawn(move || {
+                    for number in 0..COUNT / 3 {
+                        socket.send(&numbered(thread, number, 4096)).expect("sent");
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|t| t.join().expect("sent"));
+        let silent = read_all(silent);
+        mux.shutdown();
+        let reader = reader.join().expect("read");
+        let silent = silent.join().expect("read");
+        assert!(
+            reader.len() > silent.len(),
+            "{} {}",
+            reader.len(),
+            silent.len()
+        );
+        let all: HashSet<_> = reader.iter().chain(&silent).collect();
+        assert_eq!(all.len() as u64, COUNT);
+        assert_eq!(
+            (reader.len() + silent.len()) as u64,
+            COUNT,
+            "none came twice"
+        );
+    });
+}
+
+#[test]
+fn replies_go_to_their_own_connection() {
+    bounded(20, || {
+        let mux = mux();
+        let mut peers: Vec<_> = (0..20).map(|_| attached(&mux).1).collect();
+        let _servers: Vec<_> = (0..3).map(|_| echo(&mux)).collect();
+        for number in 0..50 {
+            for (peer, connection) in peers.iter_mut().zip(0..) {
+                write(peer, &numbered(connection, number, 30));
+            }
+            for (peer, connection) in peers.iter_mut().zip(0..) {
+                let reply = read_message(peer).expect("a reply");
+                assert_eq!(number_of(&reply), (connection, number));
+            }
+        }
+        mux.shutdown();
+    });
+}
+
+#[test]
+fn files_are_sent_whole() {
+    bounded(30, || {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("kcm-send-file", flags).expect("a file");
+        let mut file = std::fs::File::from(file);
+        let body: Vec<u8> = (0..3 * MIB).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
+        file.write_all(&body).expect("written");
+        let mux = mux();
+        let (id, mut peer) = attached(&mux);
+        let socket = mux.socket().expect("a socket");
+        for (to, range) in [
+            (Some(id), 0..100),
+            (None, 17..3 * MIB as u64),
+            (Some(id), 5..5),
+        ] {
+            let len = u32::try_from(range.end - range.start).expect("short");
+            let (socket, fd) = (socket.try_clone().expect("a clone"), file.try_clone());
+            let sending = {
+                let range = range.clone();
+                thread::spawn(move || {
+                    let fd = fd.expect("dup");
+                    socket.send_file(to, &len.to_be_bytes(), fd.as_fd(), range)
+                })
+            };
+            let got = read_message(&mut peer).expect("a message");
+            sending.join().expect("it came back").expect("sent");
+            let range = usize::try_from(range.start).expect("short")
+                ..usize::try_from(range.end).expect("short");
+            assert!(got[4..] == body[range]);
+        }
+        // A file that is shorter than said cannot be sent. Either it is refused, or its connection
+        // ends; never is the stream cut and goes on.
+        let end = 3 * MIB as u64 + 10;
+        let header = 100_u32.to_be_bytes();
+        match socket.send_file(Some(id), &header, file.as_fd(), end - 100..end) {
+            Err(_) => {
+                socket.send_to(id, &numbered(1, 1, 20)).expect("sent");
+                let got = read_message(&mut peer).expect("a message");
+                assert_eq!(number_of(&got), (1, 1), "still in frame");
+            }
+            Ok(()) => {
+                let mut got = Vec::new();
+                let _ = peer.read_to_end(&mut got);
+                assert!(got.len() < 104, "it was made whole with what?");
+                let event = event_soon(&mux);
+                assert_eq!((event.connection, event.reason.errno()), (id, libc::EIO));
+                assert!(socket.send_to(id, &numbered(1, 1, 20)).is_err());
+            }
+        }
+    });
+}
+
+#[test]
+fn in_debug_builds_what_is_no_message_is_refused() {
+    bounded(20, || {
+        if !cfg!(debug_assertions) {
+            println!("skipped: messages are checked in debug builds");
+            return;
+        }
+        let mux = mux();
+        let (id, mut peer) = attached(&mux);
+        let socket = mux.socket().expect("a socket");
+        let whole = numbered(1, 1, 30);
+        let two = [&whole[..], &whole].concat();
+        for wrong in [&whole[..29], &whole[..3], &two[..], &two[..31]] {
+            let error = socket.send_to(id, wrong).expect_err("no message");
+            assert!(matches!(error, Error::NotOneMessage), "{error}");
+            let error = socket.send(wrong).expect_err("no message");
+            assert!(matches!(error, Error::NotOneMessage), "{error}");
+        }
+        socket.send(&whole).expect("sent");
+        assert_eq!(number_of(&read_message(&mut peer).expect("it")), (1, 1));
+    });
+}

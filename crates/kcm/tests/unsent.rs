@@ -1,0 +1,332 @@
+//! What has been sent and is not yet on its way: finished without help, moved whole to another
+//! connection, refused in time, or drained at the end; never cut inside a message.
+
+mod common;
+
+use std::{
+    io::{IoSlice, Read},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::*;
+use kcm::{EndReason, Error, Multiplexor, MuxLimits, Socket};
+
+const MIB: usize = 1 << 20;
+
+/// A message of 8 MiB that a peer which does not read cannot take in.
+fn stuck(mux: &Multiplexor, number: u64) -> Socket {
+    let socket = mux.socket().expect("a socket");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket.send(&numbered(1, number, 8 * MIB)).expect("taken");
+    let queued: usize = mux.connections().iter().map(|c| c.queued_bytes()).sum();
+    assert!(queued > 0, "the peer's buffers hold less than 8 MiB");
+    socket
+}
+
+fn with_linger(linger: Duration) -> Multiplexor {
+    let builder = Multiplexor::builder(framing()).linger(linger);
+    builder.build().expect("a mux")
+}
+
+#[test]
+fn a_message_cut_by_a_reset_goes_out_whole_on_another_connection() {
+    bounded(30, || {
+        let mux = mux();
+        let (dying, mut peer) = attached(&mux);
+        let receiver = receive_all(&mux);
+        let _socket = stuck(&mux, 1);
+        let (_, other) = attached(&mux);
+        // Some of it arrives, not all.
+        let mut seen = vec![0; MIB];
+        peer.read_exact(&mut seen).expect("a part");
+        assert_eq!(seen[..], numbered(1, 1, 8 * MIB)[..MIB]);
+        reset(peer);
+        let event = event_soon(&mux);
+        assert_eq!((event.connection, event.reason), (dying, EndReason::Reset));
+        let reader = read_all(other);
+        wait_until("it is sent", || {
+            mux.connections().iter().all(|c| c.queued_bytes() == 0)
+        });
+        mux.shutdown();
+        assert_eq!(reader.join().expect("read"), [(1, 1)], "whole, and once");
+        drop(receiver);
+    });
+}
+
+#[test]
+fn a_reply_never_moves_to_another_connection() {
+    bounded(30, || {
+        let mux = mux();
+        let (dying, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        write(&peer, &numbered(1, 1, 20));
+        let request = soon(&mut socket);
+        let (other, mut survivor) = attached(&mux);
+        let replying = spawn_asleep(move || {
+            let replied = request.reply(&numbered(5, 5, 12 * MIB));
+            (request, replied)
+        });
+        peer.read_exact(&mut vec![0; MIB]).expect("a part");
+        reset(peer);
+        nothing(&mut socket);
+        let event = event_soon(&mux);
+        assert_eq!((event.connection, event.reason), (dying, EndReason::Reset));
+        let (request, _told_or_not) = replying.join().expect("it came back");
+        // Later ones fail at once.
+        let error = request.reply(&numbered(6, 6, 20)).expect_err("it is gone");
+        assert!(
+            matches!(error, Error::ConnectionEnded(_) | Error::NoSuchConnection),
+            "{error}"
+        );
+        let error = socket
+            .send_to(dying, &numbered(7, 7, 20))
+            .expect_err("gone");
+        assert!(
+            matches!(error, Error::ConnectionEnded(_) | Error::NoSuchConnection),
+            "{error}"
+        );
+        // The other connection has seen nothing of it.
+        socket.send_to(other, &numbered(8, 8, 20)).expect("sent");
+        let first = read_message(&mut survivor).expect("a message");
+        assert_eq!(number_of(&first), (8, 8));
+        mux.shutdown();
+        assert_ended(&mut survivor);
+    });
+}
+
+#[test]
+fn without_a_connection() {
+    bounded(20, || {
+        let mux = mux();
+        let socket = mux.socket().expect("a socket");
+        let start = Instant::now();
+        let error = socket.send(&numbered(1, 1, 20)).expect_err("nowhere");
+        assert!(matches!(error, Error::NotConnected), "{error}");
+        assert_eq!(error.errno(), libc::ENOTCONN);
+        assert!(start.elapsed() < A_WHILE, "at once");
+
+        let wait = Duration::from_millis(200);
+        let builder = Multiplexor::builder(framing()).connect_wait(wait);
+        let mux = builder.build().expect("a mux");
+        let socket = mux.socket().expect("a socket");
+        let start = Instant::now();
+        let error = socket.send(&numbered(1, 1, 20)).expect_err("nowhere");
+        assert!(matches!(error, Error::NotConnected), "{error}");
+        assert!(start.elapsed() >= wait && start.elapsed() < wait + PROMPT);
+
+        // One that comes in time is used.
+        let builder = Multiplexor::builder(framing()).connect_wait(SOON);
+        let mux = builder.build().expect("a mux");
+        let socket = mux.socket().expect("a socket");
+        let sending = spawn_asleep(move || socket.send(&numbered(1, 1, 20)));
+        let (id, mut peer) = attached(&mux);
+        sending.join().expect("it came back").expect("sent");
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (1, 1));
+        // One that has ended is none.
+        mux.unattach(id).expect("unattached");
+        let socket = mux.socket().expect("a socket");
+        socket.set_nonblocking(true).expect("non-blocking");
+        assert!(socket.send(&numbered(1, 2, 20)).is_err());
+    });
+}
+
+#[test]
+fn what_a_nonblocking_send_could_not_finish_is_finished() {
+    bounded(30, || {
+        let mux = mux();
+        let (_, peer) = attached(&mux);
+        let _socket = stuck(&mux, 7);
+        let reader = read_all(peer);
+        // Nobody calls anything but this.
+        wait_until("it is sent", || mux.connections()[0].queued_bytes() == 0);
+        mux.shutdown();
+        assert_eq!(reader.join().expect("read"), [(1, 7)]);
+    });
+}
+
+#[test]
+fn closing_drains_what_is_queued() {
+    bounded(40, || {
+        for way in 0..4 {
+            let mux = with_linger(Duration::from_secs(10));
+            let (id, peer) = attached(&mux);
+            let socket = stuck(&mux, 3);
+            let reader = thread::spawn(move || {
+                thread::sleep(A_WHILE);
+                read_all(peer).join().expect("read")
+            });
+            match way {
+                0 => drop((socket, mux)),
+                1 => drop((mux, socket)),
+                2 => mux.shutdown(),
+                _ => mux.connection(id).expect("it is there").close(),
+            }
+            // The reader sees an end, so the connection was closed after it.
+            assert_eq!(reader.join().expect("read"), [(1, 3)], "way {way}");
+        }
+    });
+}
+
+#[test]
+fn draining_ends_with_the_linger_time() {
+    bounded(20, || {
+        let linger = Duration::from_millis(300);
+        let mux = with_linger(linger);
+        let (_, mut peer) = attached(&mux);
+        let socket = stuck(&mux, 3);
+        let start = Instant::now();
+        drop((socket, mux));
+        assert!(start.elapsed() < linger + PROMPT, "{:?}", start.elapsed());
+        thread::sleep(linger + A_WHILE);
+        // What is in the system's buffers may arrive; the message never does.
+        let mut got = Vec::new();
+        let _ = peer.read_to_end(&mut got);
+        assert!(got.len() < 8 * MIB, "it was cut");
+        assert!(start.elapsed() < linger + SOON, "and the connection closed");
+    });
+}
+
+#[test]
+fn a_send_that_times_out_was_not_sent() {
+    bounded(40, || {
+        let mux = mux();
+        let (id, peer) = attached(&mux);
+        let socket = mux.socket().expect("a socket");
+        let limit = Duration::from_millis(200);
+        socket.set_write_timeout(Some(limit)).expect("a limit");
+        let mut sent = 0;
+        let error = loop {
+            let start = Instant::now();
+            match socket.send(&numbered(1, sent, 100_000)) {
+                Ok(()) => sent += 1,
+                Err(error) => {
+                    assert!(start.elapsed() >= limit && start.elapsed() < limit + PROMPT);
+                    break error;
+                }
+            }
+            assert!(sent < 500, "50 MB are more than any buffer holds");
+        };
+        assert!(matches!(error, Error::WouldBlock), "{error}");
+        let reader = read_all(peer);
+        socket.set_write_timeout(None).expect("no limit");
+        socket.send_to(id, &numbered(2, 0, 16)).expect("sent");
+        mux.shutdown();
+        let expected = (0..sent).map(|n| (1, n)).chain([(2, 0)]);
+        assert!(reader.join().expect("read").into_iter().eq(expected));
+    });
+}
+
+#[test]
+fn over_the_send_buffer_a_new_message_would_block() {
+    bounded(30, || {
+        let mut limits = MuxLimits::default();
+        limits.send_buffer_bytes = 100_000;
+        let builder = Multiplexor::builder(framing()).mux_limits(limits);
+        let mux = builder.build().expect("a mux");
+        let (id, peer) = attached(&mux);
+        let connection = mux.connection(id).expect("it is there");
+        let socket = mux.socket().expect("a socket");
+        socket.set_nonblocking(true).expect("non-blocking");
+        let mut sent = 0;
+        let error = loop {
+            match socket.send(&numbered(1, sent, 30_000)) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+            assert!(sent < 2000, "60 MB are more than any buffer holds");
+        };
+        assert!(matches!(error, Error::WouldBlock), "{error}");
+        let queued = connection.queued_bytes();
+        assert!((70_000..=130_000).contains(&queued), "{queued}");
+        // The length of a message does not matter, only what is queued before it: not even a
+        // short one goes in now, and a batch says that none was taken.
+        assert!(matches!(
+            socket.send(&numbered(1, 0, 16)),
+            Err(Error::WouldBlock)
+        ));
+        let short = numbered(1, 0, 16);
+        match socket.send_batch(&[IoSlice::new(&short)]) {
+            Ok(0) | Err(Error::WouldBlock) => {}
+            other => panic!("{other:?}"),
+        }
+        let reader = read_all(peer);
+        wait_until("there is room", || connection.queued_bytes() == 0);
+        socket
+            .send(&numbered(1, sent, 1 << 20))
+            .expect("a long one goes in whole");
+        mux.shutdown();
+        assert!(
+            reader
+                .join()
+                .expect("read")
+                .into_iter()
+                .eq((0..=sent).map(|n| (1, n)))
+        );
+    });
+}
+
+#[test]
+fn unattach_with_unsent_bytes_keeps_the_stream_in_frame() {
+    bounded(30, || {
+        let mux = mux();
+        let (id, peer) = attached(&mux);
+        let _socket = stuck(&mux, 0);
+        let reader = thread::spawn(move || {
+            thread::sleep(A_WHILE);
+            read_all(peer).join().expect("read")
+        });
+        let (stream, rest) = mux.unattach(id).expect("unattached");
+        assert!(rest.is_empty());
+        let stream = stream.into_tcp().expect("TCP");
+        stream.set_nonblocking(false).expect("blocking");
+        write(&stream, &numbered(9, 9, 30));
+        drop(stream);
+        let all = reader.join().expect("read");
+        assert_eq!(all, [(1, 0), (9, 9)]);
+    });
+}
+
+#[test]
+fn unattach_while_others_send_is_prompt_and_in_frame() {
+    bounded(30, || {
+        for round in 0..100 {
+            let mux = mux();
+            let (id, peer) = attached(&mux);
+            let reader = read_all(peer);
+            let senders: Vec<_> = (0..2)
+                .map(|thread: u32| {
+                    let socket = mux.socket().expect("a socket");
+                    thread::spawn(move || {
+                        let sent =
+                            (0..).find(|&n| socket.send_to(id, &numbered(thread, n, 100)).is_err());
+                        sent.expect("it ends")
+                    })
+                })
+                .collect();
+            wait_until("they send", || mux.stats().counters.tx_messages > 20);
+            let start = Instant::now();
+            let (stream, _) = mux.unattach(id).expect("unattached");
+            assert!(
+                start.elapsed() < PROMPT,
+                "round {round}: {:?}",
+                start.elapsed()
+            );
+            let stream = stream.into_tcp().expect("TCP");
+            stream.set_nonblocking(false).expect("blocking");
+            write(&stream, &numbered(9, 9, 30));
+            drop(stream);
+            let mut expected = vec![(9, 9)];
+            for (sender, thread) in senders.into_iter().zip(0..) {
+                let sent = sender.join().expect("sent");
+                expected.extend((0..sent).map(|n| (thread, n)));
+            }
+            let mut all = reader.join().expect("read");
+            assert_eq!(all.last(), Some(&(9, 9)), "round {round}");
+            all.sort_unstable();
+            expected.sort_unstable();
+            assert!(all == expected, "round {round}: what was taken was sent");
+        }
+    });
+}
