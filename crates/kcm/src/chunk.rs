@@ -28,14 +28,18 @@
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
-    cell::{Cell, UnsafeCell},
+    cell::{Cell, RefCell, UnsafeCell},
     mem::MaybeUninit,
     ops::{Deref, Range},
     ptr::{self, NonNull},
     slice,
+    sync::atomic::compiler_fence,
 };
 
-use crate::sync::{AtomicUsize, Ordering, fence};
+use crate::{
+    sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock},
+    sys,
+};
 
 /// Head of a block; the bytes follow it.
 struct Block<T> {
@@ -228,6 +232,7 @@ impl<T> Buffer<T> {
             block: self.block,
             left: n,
             filled: self.filled,
+            walk: None,
         }
     }
 }
@@ -239,46 +244,77 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
-/// A walk of one thread through the burst in a block, and the number of its views that the thread
-/// has dropped since. They are given back together: an atomic operation for each would keep the
-/// processor from working ahead on the next message, and costs as much as all the rest.
-struct Walk {
-    block: Cell<*const ()>,
-    dropped: Cell<usize>,
-    release: Cell<unsafe fn(*const (), usize)>,
+/// Views of a block that one thread has dropped while it walks through the burst in it. They are
+/// given back together: an atomic operation for each would keep the processor from working ahead
+/// on the next message, and costs as much as all the rest.
+///
+/// The count is the thread's own. Should the walk end on another thread (the socket was moved), that
+/// one closes the count; the same two sides as in `lease.rs`, settled in the same way.
+struct Dropped {
+    /// The block that is walked, as an address; 0 without one. Changed under `collected`.
+    block: AtomicUsize,
+    count: AtomicUsize,
+    closed: AtomicBool,
+    /// Up to which count another thread has collected.
+    collected: Mutex<usize>,
 }
 
-/// Ends a thread's walk with the thread.
-struct EndOfThread;
+/// A thread's walk; ends with the thread at the latest.
+struct Walk {
+    dropped: Arc<Dropped>,
+    release: unsafe fn(usize, usize),
+}
 
 thread_local! {
-    static WALK: Walk = const {
-        Walk {
-            block: Cell::new(ptr::null()),
-            dropped: Cell::new(0),
-            release: Cell::new(|_, _| {}),
-        }
-    };
-    static END_OF_THREAD: EndOfThread = const { EndOfThread };
+    /// The block that this thread walks through, and where it counts.
+    static WALKED: Cell<(usize, *const Dropped)> = const { Cell::new((0, ptr::null())) };
+    static WALK: RefCell<Option<Walk>> = const { RefCell::new(None) };
 }
 
-impl Walk {
-    /// Gives back what was dropped, and walks `block`.
-    fn replace(&self, block: *const (), release: unsafe fn(*const (), usize)) {
-        let before = self.block.replace(block);
-        let dropped = self.dropped.replace(0);
-        let release = self.release.replace(release);
-        if dropped > 0 {
-            // SAFETY: the references were given up by their views on this thread and kept for it;
-            // `release` is that of the block's own type.
-            unsafe { release(before, dropped) };
+impl Dropped {
+    /// One more; false when the count is closed, and it is not in what was collected.
+    #[inline]
+    fn add(&self) -> bool {
+        let count = self.count.load(Ordering::Relaxed) + 1;
+        // SYNC: this store and the load below stand in this order for a thread that has passed
+        // the `membarrier` in `collect`.
+        self.count.store(count, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        !self.closed.load(Ordering::Relaxed) || count <= *lock(&self.collected)
+    }
+
+    /// Another thread takes what was counted of this block, and closes the count.
+    fn collect(&self, block: usize) -> usize {
+        let mut collected = lock(&self.collected);
+        if self.block.load(Ordering::Relaxed) != block || self.closed.load(Ordering::Relaxed) {
+            return 0;
         }
+        self.closed.store(true, Ordering::Relaxed);
+        // SYNC: with `add`.
+        sys::membarrier();
+        *collected = self.count.load(Ordering::Relaxed);
+        *collected
+    }
+
+    /// The thread itself takes what it counted and nobody collected, and walks another block.
+    fn restart(&self, block: usize) -> usize {
+        let mut collected = lock(&self.collected);
+        let closed = self.closed.swap(false, Ordering::Relaxed);
+        self.block.store(block, Ordering::Relaxed);
+        *collected = 0;
+        let count = self.count.swap(0, Ordering::Relaxed);
+        // What was dropped after closing was given back at once.
+        if closed { 0 } else { count }
     }
 }
 
-impl Drop for EndOfThread {
+impl Drop for Walk {
     fn drop(&mut self) {
-        WALK.with(|walk| walk.replace(ptr::null(), |_, _| {}));
+        let (block, _) = WALKED.replace((0, ptr::null()));
+        let count = self.dropped.restart(0);
+        // SAFETY: these references were given up by their views on this thread and kept for it;
+        // `release` is that of the block's own type.
+        unsafe { (self.release)(block, count) };
     }
 }
 
@@ -287,6 +323,7 @@ pub(crate) struct Credit<T> {
     block: NonNull<Block<T>>,
     left: usize,
     filled: usize,
+    walk: Option<Arc<Dropped>>,
 }
 
 // SAFETY: as for `Buffer`, without the writing.
@@ -296,33 +333,56 @@ unsafe impl<T: Send + Sync> Sync for Credit<T> {}
 
 impl<T> Credit<T> {
     /// This thread begins to walk through the block: what it drops of it counts as left in stock,
-    /// until [`Credit::end_walk`] on the same thread. (On another thread what this one dropped
-    /// stays counted until this one ends its next walk: the block lives that much longer.)
-    pub(crate) fn begin_walk(&self) {
+    /// until [`Credit::end_walk`].
+    pub(crate) fn begin_walk(&mut self) {
         /// # Safety
         ///
-        /// As [`Block::release`], of a block of this type.
-        unsafe fn release<T>(block: *const (), n: usize) {
-            if let Some(block) = NonNull::new(block.cast::<Block<T>>().cast_mut()) {
+        /// As [`Block::release`], of a block of this type, if `n` is not 0.
+        unsafe fn release<T>(block: usize, n: usize) {
+            let block = ptr::with_exposed_provenance_mut::<Block<T>>(block);
+            if let (Some(block), true) = (NonNull::new(block), n > 0) {
                 // SAFETY: the caller's contract.
                 unsafe { Block::release(block, n) };
             }
         }
-        // Registers the destructor. A thread that is ending already ends no walk later.
-        if END_OF_THREAD.try_with(|_| ()).is_ok() {
-            let block = self.block.as_ptr().cast_const().cast();
-            WALK.with(|walk| walk.replace(block, release::<T>));
+        if !sys::membarrier_ready() {
+            return;
         }
+        let block = self.block.as_ptr().expose_provenance();
+        // A thread that is ending counts nothing any more.
+        let _ = WALK.try_with(|walk| {
+            let mut walk = walk.borrow_mut();
+            let walk = walk.get_or_insert_with(|| Walk {
+                dropped: Arc::new(Dropped {
+                    block: AtomicUsize::new(0),
+                    count: AtomicUsize::new(0),
+                    closed: AtomicBool::new(false),
+                    collected: Mutex::new(0),
+                }),
+                release: release::<T>,
+            });
+            let (before, _) = WALKED.replace((block, Arc::as_ptr(&walk.dropped)));
+            let count = walk.dropped.restart(block);
+            // SAFETY: as in `Walk::drop`.
+            unsafe { (walk.release)(before, count) };
+            walk.release = release::<T>;
+            self.walk = Some(walk.dropped.clone());
+        });
     }
 
     /// The walk is over.
     pub(crate) fn end_walk(&mut self) {
-        WALK.with(|walk| {
-            if ptr::eq(walk.block.get(), self.block.as_ptr().cast()) {
-                walk.block.set(ptr::null());
-                self.left += walk.dropped.replace(0);
-            }
-        });
+        let Some(dropped) = self.walk.take() else {
+            return;
+        };
+        let block = self.block.as_ptr().expose_provenance();
+        let (walked, counter) = WALKED.get();
+        self.left += if walked == block && ptr::eq(counter, Arc::as_ptr(&dropped)) {
+            WALKED.set((0, ptr::null()));
+            dropped.restart(0)
+        } else {
+            dropped.collect(block)
+        };
     }
 
     /// References left, without those of views that were dropped in a walk.
@@ -355,6 +415,7 @@ impl<T> Credit<T> {
 
 impl<T> Drop for Credit<T> {
     fn drop(&mut self) {
+        self.end_walk();
         if self.left > 0 {
             // SAFETY: what is left in stock is this Credit's own.
             unsafe { Block::release(self.block, self.left) };
@@ -411,17 +472,16 @@ impl<T> Deref for Slice<T> {
 impl<T> Drop for Slice<T> {
     #[inline]
     fn drop(&mut self) {
-        let walked = WALK.with(|walk| {
-            let walked = ptr::eq(walk.block.get(), self.block.as_ptr().cast());
-            if walked {
-                walk.dropped.set(walk.dropped.get() + 1);
+        let (walked, dropped) = WALKED.get();
+        if walked == self.block.as_ptr().addr() {
+            // SAFETY: while a block is walked, `WALK` keeps the counter alive: it clears `WALKED`
+            // before it goes.
+            if unsafe { &*dropped }.add() {
+                return;
             }
-            walked
-        });
-        if !walked {
-            // SAFETY: this Slice's own reference.
-            unsafe { Block::release(self.block, 1) };
         }
+        // SAFETY: this Slice's own reference.
+        unsafe { Block::release(self.block, 1) };
     }
 }
 

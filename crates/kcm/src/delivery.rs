@@ -280,7 +280,7 @@ impl Mux {
         }
         let position = rx.position;
         let credit_at_start = rx.bytes().len();
-        let credit = buffer.credit(credit_at_start);
+        let mut credit = buffer.credit(credit_at_start);
         state.lease.begin(psock.clone(), position);
         // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
         // sees the lease, or is seen here.

@@ -209,6 +209,7 @@ impl Mux {
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
         self.counters.absorb(&psock.counters);
+        self.sendable();
         psock
             .attached
             .lock()
