@@ -30,6 +30,7 @@ use crate::{
     gather::Gathered,
     mux::{HALF_CLOSE_GRACE, Mux},
     psock::{NO_PARTIAL, Psock},
+    ring,
     transport::Carrier,
 };
 
@@ -87,6 +88,7 @@ enum Job {
     Deadline(Weak<Psock>),
     HalfClosed(Weak<Psock>),
     Flush(Weak<Psock>),
+    Ring(Weak<Mux>),
     /// Keeps the connection alive: nobody else does any more.
     Linger(Arc<Psock>),
     Listen(Weak<Mux>, Arc<TcpListener>),
@@ -194,6 +196,11 @@ impl Background {
         self.at(Instant::now() + TICK, Job::Flush(Arc::downgrade(psock)));
     }
 
+    /// Looks now and then whether the leader of a ring answers.
+    pub(crate) fn look_at_ring(&self, mux: &Arc<Mux>) {
+        self.at(Instant::now() + ring::LOOK, Job::Ring(Arc::downgrade(mux)));
+    }
+
     fn key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
@@ -290,6 +297,13 @@ impl Background {
             match timer.job {
                 Job::Deadline(psock) => self.check_deadline(psock),
                 Job::HalfClosed(psock) => self.check_half_closed(psock),
+                Job::Ring(mux) => {
+                    if let Some(mux) = mux.upgrade()
+                        && mux.readiness.ring.look(&mux)
+                    {
+                        self.look_at_ring(&mux);
+                    }
+                }
                 Job::Flush(psock) => {
                     if let Some(psock) = psock.upgrade() {
                         psock.tx.flush(&psock);

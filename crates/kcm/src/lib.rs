@@ -57,6 +57,7 @@ mod mux;
 mod psock;
 mod readiness;
 mod receive;
+mod ring;
 mod send;
 mod socket;
 mod spin;

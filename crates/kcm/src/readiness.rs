@@ -5,7 +5,8 @@
 //! descriptor, the multiplexor's epoll, which is readable when something has happened on a
 //! connection. So it polls readable when a message can be taken, and early at most once for each
 //! arrival: bytes that do not complete a message are read by the first `recv` that finds them, and
-//! with that the multiplexor's epoll falls silent.
+//! with that the multiplexor's epoll falls silent. Of several such sockets only one is woken by an
+//! arrival (`ring.rs`).
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -17,7 +18,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use crate::{error::Result, mux::Mux, socket::SocketState};
+use crate::{error::Result, mux::Mux, ring::Ring, socket::SocketState};
 
 /// What a multiplexor knows of those who poll.
 pub(crate) struct Readiness {
@@ -27,6 +28,8 @@ pub(crate) struct Readiness {
     senders: AtomicUsize,
     writable: Mutex<Vec<Weak<Writable>>>,
     wants_writable: AtomicBool,
+    /// Which of the polled sockets wakes for arrivals.
+    pub(crate) ring: Ring,
 }
 
 /// Counts a thread as waiting to send while it lives.
@@ -45,6 +48,7 @@ impl Readiness {
             senders: AtomicUsize::new(0),
             writable: Mutex::default(),
             wants_writable: AtomicBool::new(false),
+            ring: Ring::default(),
         }
     }
 
@@ -133,13 +137,19 @@ impl Poll {
     }
 
     /// The descriptor; from the first call on the socket counts as polled.
-    pub(crate) fn fd(&self, mux: &Mux, has_messages: bool) -> BorrowedFd<'_> {
+    pub(crate) fn fd(
+        &self,
+        mux: &Mux,
+        socket: &Arc<SocketState>,
+        has_messages: bool,
+    ) -> BorrowedFd<'_> {
         self.polled.get_or_init(|| {
             self.idle.store(true, Ordering::SeqCst);
             mux.readiness.polled.fetch_add(1, Ordering::SeqCst);
             let registered = mux.register_all().is_ok();
             let data = epoll::EventData::new_u64(1);
             let nested = epoll::add(&self.epoll, mux.watch.epoll(), data, epoll::EventFlags::IN);
+            mux.readiness.ring.join(socket.clone());
             mux.bring_watcher_back();
             if has_messages
                 || mux.hub.ready() > 0
@@ -158,7 +168,18 @@ impl Poll {
         self.polled.get().is_some()
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether arrivals at the multiplexor make the descriptor readable; false when the system
+    /// refused the change.
+    pub(crate) fn enable(&self, epoll: &OwnedFd, enabled: bool) -> bool {
+        let flags = if enabled {
+            epoll::EventFlags::IN
+        } else {
+            epoll::EventFlags::empty()
+        };
+        epoll::modify(&self.epoll, epoll, epoll::EventData::new_u64(1), flags).is_ok()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
         self.idle.load(Ordering::SeqCst)
     }
 
@@ -177,11 +198,18 @@ impl Poll {
     }
 
     /// A receive on a polled socket is over.
-    pub(crate) fn after_recv(&self, mux: &Mux, found: bool, has_messages: bool) {
+    pub(crate) fn after_recv(
+        &self,
+        mux: &Arc<Mux>,
+        socket: &SocketState,
+        found: bool,
+        has_messages: bool,
+    ) {
         if !self.is_polled() {
             return;
         }
         self.idle.store(!found, Ordering::SeqCst);
+        mux.readiness.ring.after_recv(mux, socket, found);
         if has_messages || mux.hub.ready() > 0 || mux.is_closed() {
             self.ring();
             return;
@@ -194,8 +222,9 @@ impl Poll {
     }
 
     /// The socket is closed.
-    pub(crate) fn close(&self, mux: &Mux) {
+    pub(crate) fn close(&self, mux: &Mux, socket: &SocketState) {
         if self.is_polled() {
+            mux.readiness.ring.leave(mux, socket);
             self.idle.store(false, Ordering::SeqCst);
             mux.readiness.polled.fetch_sub(1, Ordering::SeqCst);
         }

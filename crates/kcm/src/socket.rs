@@ -278,7 +278,9 @@ impl Socket {
         if disabled {
             self.mux.revoke_lease_from(&self.state);
         } else {
-            self.state.poll.after_recv(&self.mux, false, false);
+            self.state
+                .poll
+                .after_recv(&self.mux, &self.state, false, false);
         }
     }
 
@@ -452,7 +454,7 @@ impl Socket {
         if self.state.poll.is_polled() {
             self.state
                 .poll
-                .after_recv(&self.mux, found, self.has_messages());
+                .after_recv(&self.mux, &self.state, found, self.has_messages());
         }
     }
 
@@ -476,7 +478,9 @@ enum Got {
 /// only poll it.
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.state.poll.fd(&self.mux, self.has_messages())
+        self.state
+            .poll
+            .fd(&self.mux, &self.state, self.has_messages())
     }
 }
 
@@ -496,7 +500,7 @@ impl Drop for Socket {
             }
         }
         messages.extend(self.granted.drain(..));
-        self.state.poll.close(&self.mux);
+        self.state.poll.close(&self.mux, &self.state);
         self.mux.remove_socket(self.state.index);
         if !messages.is_empty() {
             self.mux.push_messages(messages.into_iter());

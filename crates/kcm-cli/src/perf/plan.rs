@@ -1,0 +1,284 @@
+//! From the command line to the rows that will be measured, and for how long.
+
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+use kcm::Framing;
+
+use super::{
+    draw,
+    failure::Failure,
+    raw,
+    run::Timing,
+    verify::{NUMBER_BYTES, Template},
+};
+use crate::cli::{PerfOptions, ScenarioName};
+
+const ROUNDS: u32 = 15;
+const DURATION: Duration = Duration::from_millis(500);
+/// `work` does two to four thousand requests a second and lives on its rare long ones.
+const WORK_TIMES_LONGER: u32 = 4;
+
+const QUICK_ROUNDS: u32 = 3;
+/// Of the 30 s that `--quick` has, what measurements and warm-ups may take.
+const QUICK_BUDGET: Duration = Duration::from_secs(24);
+const QUICK_LONGEST: Duration = Duration::from_millis(500);
+
+/// One line of the result.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) scenario: ScenarioName,
+    /// As `--size` counts it.
+    pub(super) size_bytes: usize,
+    pub(super) connections: usize,
+    /// Receiving sockets.
+    pub(super) sockets: usize,
+    pub(super) batch: bool,
+    pub(super) spin: bool,
+    pub(super) framing: Framing,
+    pub(super) timing: Timing,
+}
+
+impl Row {
+    /// For progress and errors.
+    pub(super) fn label(&self) -> String {
+        let Self {
+            size_bytes,
+            sockets,
+            ..
+        } = self;
+        let name = name_of(self.scenario);
+        let plural = if *sockets == 1 { "" } else { "s" };
+        let mode = self.mode();
+        format!("{name} {size_bytes} B {sockets} socket{plural} {mode}")
+            .trim_end()
+            .to_owned()
+    }
+
+    /// How the sockets are used, in a word; empty: plainly.
+    pub(super) fn mode(&self) -> &'static str {
+        match (self.batch, self.spin) {
+            (true, _) => "batch",
+            (_, true) => "spin",
+            _ => "",
+        }
+    }
+}
+
+/// What `kcm perf` will do.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) rows: Vec<Row>,
+    pub(super) rounds: u32,
+}
+
+impl Plan {
+    /// Checks that everything asked for can be.
+    pub(super) fn new(options: &PerfOptions, contenders: u32) -> Result<Self, Failure> {
+        let mut rows = Vec::new();
+        for scenario in ScenarioName::value_variants() {
+            if options.scenarios.is_empty() || options.scenarios.contains(scenario) {
+                rows.extend(rows_of(*scenario, options)?);
+            }
+        }
+        let rounds = match (options.rounds, options.quick) {
+            (Some(rounds), _) => rounds,
+            (None, true) => QUICK_ROUNDS,
+            (None, false) => ROUNDS,
+        };
+        let weight = |row: &Row| match row.scenario {
+            ScenarioName::Work => WORK_TIMES_LONGER,
+            _ => 1,
+        };
+        let unit = if options.quick {
+            let parts: u32 = rows.iter().map(weight).sum();
+            // A fifth of each part is the warm-up on top of it.
+            (QUICK_BUDGET / (parts * rounds * contenders) * 5 / 6).min(QUICK_LONGEST)
+        } else {
+            DURATION
+        };
+        for row in &mut rows {
+            let duration = match options.duration {
+                Some(duration) => duration,
+                None => unit * weight(row),
+            };
+            row.timing = Timing::with_duration(duration);
+        }
+        Ok(Self { rows, rounds })
+    }
+}
+
+/// As on the command line and in JSON.
+pub(super) fn name_of(scenario: ScenarioName) -> &'static str {
+    match scenario {
+        ScenarioName::Rr => "rr",
+        ScenarioName::RrMany => "rr-many",
+        ScenarioName::Drop => "drop",
+        ScenarioName::Work => "work",
+        ScenarioName::Pipeline => "pipeline",
+        ScenarioName::PipelineRr => "pipeline-rr",
+    }
+}
+
+fn rows_of(scenario: ScenarioName, options: &PerfOptions) -> Result<Vec<Row>, Failure> {
+    let u32_be: Framing = "u32be+4"
+        .parse()
+        .map_err(|e| Failure::Usage(format!("u32be+4: {e}")))?;
+    let size = options.size.map(|size| size as usize);
+    let sizes = |default: &[usize]| size.map_or_else(|| default.to_vec(), |size| vec![size]);
+    let workers = options.workers.map(usize::from);
+    let sockets = |default: &[usize]| workers.map_or_else(|| default.to_vec(), |n| vec![n]);
+    let connections = |default| options.connections.map_or(default, usize::from);
+    let plain = Row {
+        scenario,
+        size_bytes: 0,
+        connections: 1,
+        sockets: 1,
+        batch: false,
+        spin: false,
+        framing: u32_be,
+        timing: Timing::with_duration(DURATION),
+    };
+    let mut rows = Vec::new();
+    match scenario {
+        ScenarioName::Rr => {
+            for size_bytes in sizes(&[1, 100]) {
+                let lone = Row {
+                    size_bytes,
+                    ..plain.clone()
+                };
+                let spin = Row {
+                    spin: true,
+                    ..lone.clone()
+                };
+                let waiting = Row {
+                    sockets: workers.unwrap_or(3),
+                    ..lone.clone()
+                };
+                rows.extend([lone, spin]);
+                if waiting.sockets > 1 {
+                    rows.push(waiting);
+                }
+            }
+        }
+        ScenarioName::RrMany => {
+            for size_bytes in sizes(&[1, 100]) {
+                for sockets in sockets(&[1, 2]) {
+                    let connections = connections(200);
+                    rows.push(Row {
+                        size_bytes,
+                        sockets,
+                        connections,
+                        ..plain.clone()
+                    });
+                }
+            }
+        }
+        ScenarioName::Drop => rows.push(Row {
+            size_bytes: size.unwrap_or(5000),
+            sockets: workers.unwrap_or(1),
+            connections: connections(16),
+            ..plain
+        }),
+        ScenarioName::Work => rows.push(Row {
+            // Small, but with room for the number that the draw goes by.
+            size_bytes: size.unwrap_or(60).max(NUMBER_BYTES),
+            sockets: workers.unwrap_or(4),
+            connections: draw::IN_FLIGHT.len(),
+            ..plain
+        }),
+        ScenarioName::Pipeline => {
+            let framing = options.framing.clone();
+            raw::native(&framing)?;
+            for sockets in sockets(&[1, 2, 4]) {
+                let size_bytes = size.unwrap_or(64);
+                check_length(scenario, &framing, size_bytes)?;
+                for batch in [false, true] {
+                    let framing = framing.clone();
+                    rows.push(Row {
+                        size_bytes,
+                        sockets,
+                        batch,
+                        framing,
+                        ..plain.clone()
+                    });
+                }
+            }
+        }
+        ScenarioName::PipelineRr => {
+            let size_bytes = size.unwrap_or(64);
+            check_length(scenario, &plain.framing, size_bytes)?;
+            for batch in [false, true] {
+                rows.push(Row {
+                    size_bytes,
+                    batch,
+                    ..plain.clone()
+                });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Fails if there is no such message; it is better to hear that before than after an hour.
+fn check_length(
+    scenario: ScenarioName,
+    framing: &Framing,
+    message_bytes: usize,
+) -> Result<(), Failure> {
+    match Template::with_length(framing, message_bytes) {
+        Ok(_) => Ok(()),
+        Err(Failure::Usage(why)) => Err(Failure::Usage(format!("{}: {why}", name_of(scenario)))),
+        Err(other) => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn plan(arguments: &[&str]) -> Result<Plan, Failure> {
+        let all = ["kcm", "perf"].iter().chain(arguments);
+        let Command::Perf(options) = Cli::try_parse_from(all).expect("parses").command;
+        Plan::new(&options, 2)
+    }
+
+    #[test]
+    fn everything_by_default() {
+        let plan = plan(&[]).expect("possible");
+        assert_eq!((plan.rows.len(), plan.rounds), (20, 15));
+        for row in &plan.rows {
+            let work = row.scenario == ScenarioName::Work;
+            let expected = if work { DURATION * 4 } else { DURATION };
+            assert_eq!(row.timing.duration, expected);
+        }
+    }
+
+    #[test]
+    fn quick_is_quick_whatever_is_asked_for() {
+        for arguments in [&["--quick"][..], &["--quick", "rr"], &["--quick", "work"]] {
+            let plan = plan(arguments).expect("possible");
+            let times = plan.rows.iter().map(|r| r.timing);
+            let round: Duration = times.map(|t| t.warm_up + t.duration).sum();
+            assert!(round * plan.rounds * 2 <= QUICK_BUDGET, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn impossible_messages_are_usage_errors() {
+        for arguments in [
+            &["pipeline", "--size", "11"][..],
+            &["pipeline", "--framing", "fixed:65"],
+            &["pipeline-rr", "--size", "5"],
+        ] {
+            assert!(
+                matches!(plan(arguments), Err(Failure::Usage(_))),
+                "{arguments:?}"
+            );
+        }
+        assert!(plan(&["pipeline", "--framing", "fixed:65", "--size", "65"]).is_ok());
+    }
+}
