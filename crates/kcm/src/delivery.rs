@@ -8,7 +8,10 @@
 //! - put back to the ready list when somebody waits, and one thread is woken;
 //! - for a batch, granted up to the caller's share.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use kcm_frame::{Native, Step, Verdict};
 
@@ -99,8 +102,8 @@ impl Hand {
                 // The references first: the buffer is used anew when nobody else has any.
                 drop(credit);
                 rx.set_position(position);
-                drop(rx);
                 count(&psock, state, taken, position - start);
+                drop(rx);
                 HandEnd::Back(leased)
             }
             // The revoker saw the message at which both met as taken.
@@ -117,19 +120,16 @@ impl Hand {
     }
 }
 
-/// Counts messages as received from a connection by a socket.
+/// Counts messages as received from a connection by a socket. The caller has the receiving side
+/// locked, and the socket is its own, so that no read-modify-write is needed.
 fn count(psock: &Psock, state: &SocketState, messages: u64, bytes: usize) {
-    let bytes = bytes as u64;
-    psock
-        .counters
-        .rx_messages
-        .fetch_add(messages, Ordering::Relaxed);
-    psock.counters.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
-    state
-        .counters
-        .rx_messages
-        .fetch_add(messages, Ordering::Relaxed);
-    state.counters.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let add = |counter: &AtomicU64, n: u64| {
+        counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    };
+    add(&psock.counters.rx_messages, messages);
+    add(&psock.counters.rx_bytes, bytes as u64);
+    add(&state.counters.rx_messages, messages);
+    add(&state.counters.rx_bytes, bytes as u64);
 }
 
 /// Whether the rest of a burst was leased.
@@ -155,7 +155,7 @@ impl Mux {
     /// connection. `None`: there was none.
     pub(crate) fn take(
         &self,
-        psock: Arc<Psock>,
+        psock: &Arc<Psock>,
         state: &SocketState,
         want: usize,
         batch: &mut impl Extend<Message>,
@@ -166,11 +166,11 @@ impl Mux {
                 Step::Message(frame) => {
                     psock.end_partial();
                     let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-                    break rx.cut(&psock, len)?;
+                    break rx.cut(psock, len)?;
                 }
                 Step::Incomplete { need, len } => {
                     let fill = if psock.edge.swap(false, Ordering::Acquire) {
-                        rx.fill(&psock, need, len, false)
+                        rx.fill(psock, need, len, false)
                     } else {
                         Fill::Nothing
                     };
@@ -180,11 +180,11 @@ impl Mux {
                         }
                         Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
                             drop(rx);
-                            self.end_receiving(&psock, EndReason::Deadline);
+                            self.end_receiving(psock, EndReason::Deadline);
                             return None;
                         }
                         Fill::Nothing => {
-                            rx.settle(&psock);
+                            rx.settle(psock);
                             if !rx.bytes().is_empty() {
                                 psock.begin_partial(rx.assembler.limits().assembly_deadline);
                             }
@@ -200,14 +200,14 @@ impl Mux {
                         }
                         Fill::End(reason) => {
                             drop(rx);
-                            self.end_receiving(&psock, reason);
+                            self.end_receiving(psock, reason);
                             return None;
                         }
                     }
                 }
                 Step::Fault(fault) => {
                     drop(rx);
-                    self.end_receiving(&psock, EndReason::Fault(fault));
+                    self.end_receiving(psock, EndReason::Fault(fault));
                     return None;
                 }
             }
@@ -217,19 +217,19 @@ impl Mux {
             hand: None,
             ordered: None,
         };
-        count(&psock, state, 1, taken.message.len());
+        count(psock, state, 1, taken.message.len());
         if psock.ordered.load(Ordering::Relaxed) {
             // The claim stays with the socket: nobody else can take the next message.
             drop(rx);
             psock.hold_for_order();
-            taken.ordered = Some(psock);
+            taken.ordered = Some(psock.clone());
             return Some(taken);
         }
         if !rx.bytes().is_empty() {
-            match self.lease(&psock, &rx, state) {
+            match self.lease(psock, &rx, state) {
                 Lent::Hand(hand) => {
                     drop(rx);
-                    gather::begin(&psock);
+                    gather::begin(psock);
                     taken.hand = Some(hand);
                     return Some(taken);
                 }
@@ -237,14 +237,14 @@ impl Mux {
                 Lent::No => {}
             }
             if want > 1 {
-                self.grant(&psock, &mut rx, state, want - 1, batch);
+                self.grant(psock, &mut rx, state, want - 1, batch);
             }
         }
         // One look ahead, so that nobody is woken for half a message.
         let more = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
         let more = more || psock.edge.load(Ordering::Relaxed);
         if !more {
-            rx.settle(&psock);
+            rx.settle(psock);
             if !rx.bytes().is_empty() {
                 psock.begin_partial(rx.assembler.limits().assembly_deadline);
             }
@@ -368,7 +368,7 @@ impl Mux {
             }),
             Ready::Psock(psock) => {
                 psock.claim.claim();
-                self.take(psock, state, want, batch)
+                self.take(&psock, state, want, batch)
             }
         }
     }

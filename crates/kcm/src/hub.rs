@@ -206,7 +206,7 @@ impl<T> Hub<T> {
         let mut state = lock(&self.state);
         debug_assert!(state.watcher);
         state.watcher = false;
-        self.kicked.store(false, Ordering::SeqCst);
+        self.kicked.store(false, Ordering::Release);
         state.ready.extend(items);
         self.ready.store(state.ready.len(), Ordering::Relaxed);
         let wake = if state.ready.is_empty() {

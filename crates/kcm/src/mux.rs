@@ -5,7 +5,7 @@ use std::{
     collections::{BinaryHeap, HashMap, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -64,6 +64,8 @@ pub(crate) struct Mux {
     psocks: RwLock<Psocks>,
     /// Length of `psocks`, to be read without the lock.
     psock_count: AtomicUsize,
+    /// Changes with the list.
+    generation: AtomicU64,
     sockets: RwLock<Slab<Arc<SocketState>>>,
     socket_count: AtomicUsize,
     /// Sockets that hold a lease.
@@ -114,6 +116,7 @@ impl Mux {
             linger: builder.linger,
             psocks: RwLock::default(),
             psock_count: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
             sockets: RwLock::default(),
             socket_count: AtomicUsize::new(0),
             leases: AtomicUsize::new(0),
@@ -138,6 +141,11 @@ impl Mux {
 
     pub(crate) fn psock_count(&self) -> usize {
         self.psock_count.load(Ordering::Relaxed)
+    }
+
+    /// Another number whenever a connection has come or gone.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     pub(crate) fn socket_count(&self) -> usize {
@@ -183,6 +191,7 @@ impl Mux {
         psocks.by_id.insert(id, place);
         psocks.row.push(psock.clone());
         self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.attach.fetch_add(1, Ordering::Relaxed);
         // Somebody may be waiting for another connection alone, or for this one already.
@@ -206,6 +215,7 @@ impl Mux {
         }
         self.watch.unregister(&psock);
         self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
         self.counters.absorb(&psock.counters);

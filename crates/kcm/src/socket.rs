@@ -24,6 +24,7 @@ use crate::{
     readiness::Poll,
     send::OpenMessage,
     spin::Spin,
+    watch::Known,
 };
 
 /// What a read of less than a message does with the rest, as for the kernel's sockets.
@@ -76,6 +77,8 @@ pub struct Socket {
     parker: SharedParker,
     spin: Spin,
     left_watch_at: Option<Instant>,
+    /// The connection that this socket has last been alone with.
+    known: Option<Known>,
     /// Messages taken since the last look for events of other connections.
     takes: u32,
 }
@@ -126,6 +129,7 @@ impl Socket {
             parker: Parker::new(),
             spin: Spin::default(),
             left_watch_at: None,
+            known: None,
             takes: 0,
         })
     }
@@ -373,16 +377,24 @@ impl Socket {
 
     /// Waits, counted as waiting, for something to work on.
     fn turn(&mut self, nonblocking: bool, looked: &mut bool, deadline: Option<Instant>) -> Got {
-        let mux = self.mux.clone();
+        let Self {
+            mux,
+            state,
+            parker,
+            spin,
+            left_watch_at,
+            known,
+            ..
+        } = self;
         let _waiting = mux.hub.begin_waiting();
-        self.state.waiting.store(true, Ordering::Relaxed);
+        state.waiting.store(true, Ordering::Relaxed);
         let got = match mux.revoke_a_lease() {
             Some(psock) => Got::Psock(psock),
             None => {
                 let turn = if nonblocking {
                     mux.hub.try_turn()
                 } else {
-                    mux.hub.turn(&self.parker, deadline)
+                    mux.hub.turn(parker, deadline)
                 };
                 match turn {
                     Turn::Item(ready) => Got::Ready(ready),
@@ -390,7 +402,7 @@ impl Socket {
                         let psock = if nonblocking {
                             mux.glance(looked)
                         } else {
-                            mux.watch(&mut self.spin, &mut self.left_watch_at, deadline)
+                            mux.watch(spin, left_watch_at, known, deadline)
                         };
                         psock.map_or(Got::Nothing, Got::Psock)
                     }
@@ -399,7 +411,7 @@ impl Socket {
                 }
             }
         };
-        self.state.waiting.store(false, Ordering::Relaxed);
+        state.waiting.store(false, Ordering::Relaxed);
         match got {
             Got::Nothing if deadline.is_some_and(|at| at <= Instant::now()) => Got::TimedOut,
             got => got,
@@ -425,14 +437,18 @@ impl Socket {
     }
 
     fn take_ready(&mut self, ready: Ready, want: usize) -> Option<Message> {
-        let mux = self.mux.clone();
-        let taken = mux.take_ready(ready, &self.state, want, &mut self.granted)?;
+        let taken = self
+            .mux
+            .take_ready(ready, &self.state, want, &mut self.granted)?;
         Some(self.keep(taken))
     }
 
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
-        let mux = self.mux.clone();
-        let taken = mux.take(psock, &self.state, want, &mut self.granted)?;
+        let generation = self.mux.generation();
+        let taken = self
+            .mux
+            .take(&psock, &self.state, want, &mut self.granted)?;
+        self.known = (self.mux.psock_count() == 1).then_some(Known { psock, generation });
         Some(self.keep(taken))
     }
 

@@ -16,8 +16,8 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU32, Ordering},
+        Arc,
+        atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -56,20 +56,33 @@ pub(crate) struct Watch {
     /// Brings back a thread that waits in the epoll.
     bell: OwnedFd,
     /// The thread that is blocked in a receive on the only connection.
-    alone: Mutex<Option<Pid>>,
-    clock: Mutex<Clock>,
+    alone: AtomicI32,
+    clock: Clock,
     /// How long a watcher that left with a message stayed away, on average, in ns.
     absence_ns: AtomicU32,
 }
 
 /// Time during which somebody watched.
+///
+/// Written by the watcher alone, of which there is one, so that no read-modify-write is needed. Who
+/// reads it in between is wrong by the length of one watch at most, once.
 #[derive(Default)]
 struct Clock {
-    total_ns: u64,
-    since_ns: Option<u64>,
-    left_at_ns: u64,
+    total_ns: AtomicU64,
+    /// When the watch was taken; 0 while nobody has it.
+    since_ns: AtomicU64,
+    left_at_ns: AtomicU64,
 }
 
+/// The only connection, as a socket remembers it from the last time: looking it up again costs
+/// four locked instructions.
+pub(crate) struct Known {
+    pub(crate) psock: Arc<Psock>,
+    pub(crate) generation: u64,
+}
+
+/// `Watch::alone` when no thread is blocked in a receive: no thread has this number.
+const NOBODY: i32 = 0;
 /// Epoll data of the bell. Connections' ids begin at 1.
 const BELL: u64 = 0;
 
@@ -82,8 +95,8 @@ impl Watch {
         Ok(Self {
             epoll,
             bell,
-            alone: Mutex::new(None),
-            clock: Mutex::default(),
+            alone: AtomicI32::new(NOBODY),
+            clock: Clock::default(),
             absence_ns: AtomicU32::new(0),
         })
     }
@@ -131,7 +144,9 @@ impl Watch {
     pub(crate) fn bring_back<T>(&self, hub: &Hub<T>) {
         self.ring();
         while hub.is_kicked() {
-            match *self.alone() {
+            // SYNC: with `watch_alone`, which stores the thread before it looks whether it is
+            // kicked: one of the two sees the other.
+            match Pid::from_raw(self.alone.load(Ordering::SeqCst)) {
                 Some(thread) => sys::nudge(thread),
                 // It is not blocked in a receive, and looks before it is; or the bell brings it.
                 None => return,
@@ -145,35 +160,30 @@ impl Watch {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    fn alone(&self) -> MutexGuard<'_, Option<Pid>> {
-        self.alone.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn clock(&self) -> MutexGuard<'_, Clock> {
-        self.clock.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     pub(crate) fn watched_ns(&self, polled: bool) -> u64 {
         let now_ns = coarse_ns();
-        let clock = self.clock();
-        // Somebody who polls waits all the time.
-        let running = clock
-            .since_ns
-            .or(if polled { Some(clock.left_at_ns) } else { None });
-        clock.total_ns + running.map_or(0, |since_ns| now_ns.saturating_sub(since_ns))
+        let clock = &self.clock;
+        let since_ns = match clock.since_ns.load(Ordering::Relaxed) {
+            // Somebody who polls waits all the time.
+            0 if polled => clock.left_at_ns.load(Ordering::Relaxed),
+            0 => now_ns,
+            since_ns => since_ns,
+        };
+        clock.total_ns.load(Ordering::Relaxed) + now_ns.saturating_sub(since_ns)
     }
 
     fn enter(&self) {
-        self.clock().since_ns = Some(coarse_ns());
+        self.clock.since_ns.store(coarse_ns(), Ordering::Relaxed);
     }
 
     fn leave(&self) {
         let now_ns = coarse_ns();
-        let mut clock = self.clock();
-        if let Some(since_ns) = clock.since_ns.take() {
-            clock.total_ns += now_ns.saturating_sub(since_ns);
-        }
-        clock.left_at_ns = now_ns;
+        let clock = &self.clock;
+        let since_ns = clock.since_ns.load(Ordering::Relaxed);
+        let total_ns = clock.total_ns.load(Ordering::Relaxed) + now_ns.saturating_sub(since_ns);
+        clock.total_ns.store(total_ns, Ordering::Relaxed);
+        clock.since_ns.store(0, Ordering::Relaxed);
+        clock.left_at_ns.store(now_ns, Ordering::Relaxed);
     }
 
     /// Counts how long the watch stood empty.
@@ -192,11 +202,12 @@ fn coarse_ns() -> u64 {
 
 impl Mux {
     /// Watches, at most until `deadline`. A connection of which the caller has the claim then, or
-    /// none. `left_at` is when the caller last left the watch.
+    /// none. `left_at` is when the caller last left the watch, `known` what it was alone with.
     pub(crate) fn watch(
         self: &Arc<Self>,
         spin: &mut Spin,
         left_at: &mut Option<Instant>,
+        known: &mut Option<Known>,
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
         if let Some(left_at) = left_at.take() {
@@ -204,7 +215,7 @@ impl Mux {
         }
         self.watch.enter();
         let mut others = Vec::new();
-        let own = match self.watchable_alone() {
+        let own = match self.watchable_alone(known) {
             Some(psock) => self.watch_alone(psock, spin, deadline),
             None => {
                 // A connection that cannot be watched alone after all.
@@ -260,8 +271,11 @@ impl Mux {
     }
 
     /// The only connection, with its claim, if a thread may block in a receive on it.
-    fn watchable_alone(&self) -> Option<Arc<Psock>> {
-        let psock = self.only_psock()?;
+    fn watchable_alone(&self, known: &mut Option<Known>) -> Option<Arc<Psock>> {
+        let psock = match known.take() {
+            Some(known) if known.generation == self.generation() => known.psock,
+            _ => self.only_psock()?,
+        };
         if self.readiness.polled() > 0
             || !psock.can_be_watched_alone()
             || !sys::nudge_ready()
@@ -308,15 +322,14 @@ impl Mux {
         if !rx.bytes().is_empty() {
             psock.begin_partial(rx.assembler.limits().assembly_deadline);
         }
-        {
-            let mut alone = self.watch.alone();
-            if self.hub.is_kicked() {
-                drop(alone);
-                drop(rx);
-                psock.release(true);
-                return None;
-            }
-            *alone = Some(sys::this_thread());
+        let thread = Pid::as_raw(Some(sys::this_thread()));
+        // SYNC: sequentially consistent, as the kick: see `bring_back`.
+        self.watch.alone.swap(thread, Ordering::SeqCst);
+        if self.hub.is_kicked() {
+            self.watch.alone.store(NOBODY, Ordering::Release);
+            drop(rx);
+            psock.release(true);
+            return None;
         }
         // With a time limit, the wait is a call of its own: the socket's own time limit is the
         // program's, not ours to set.
@@ -329,7 +342,7 @@ impl Mux {
         } else {
             Fill::Nothing
         };
-        *self.watch.alone() = None;
+        self.watch.alone.store(NOBODY, Ordering::Release);
         drop(rx);
         self.watched(psock, fill, deadline)
     }
