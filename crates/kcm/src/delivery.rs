@@ -102,34 +102,36 @@ impl Hand {
                 // The references first: the buffer is used anew when nobody else has any.
                 drop(credit);
                 rx.set_position(position);
-                count(&psock, state, taken, position - start);
+                psock.count_received(state, taken, position - start);
                 drop(rx);
                 HandEnd::Back(leased)
             }
             // The revoker saw the message at which both met as taken.
             Err(met_at) if met_at > position => {
                 let slice = credit.slice(position..met_at);
-                count(&psock, state, taken + 1, met_at - start);
+                psock.count_received(state, taken + 1, met_at - start);
                 HandEnd::Revoked(Some(Message::new(slice)))
             }
             Err(_) => {
-                count(&psock, state, taken, position - start);
+                psock.count_received(state, taken, position - start);
                 HandEnd::Revoked(None)
             }
         }
     }
 }
 
-/// Counts messages as received from a connection by a socket. The caller has the receiving side
-/// locked, and the socket is its own, so that no read-modify-write is needed.
-fn count(psock: &Psock, state: &SocketState, messages: u64, bytes: usize) {
-    let add = |counter: &AtomicU64, n: u64| {
-        counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-    };
-    add(&psock.counters.rx_messages, messages);
-    add(&psock.counters.rx_bytes, bytes as u64);
-    add(&state.counters.rx_messages, messages);
-    add(&state.counters.rx_bytes, bytes as u64);
+impl Psock {
+    /// Counts messages as received by a socket. The caller has the receiving side locked, and the
+    /// socket is its own, so that no read-modify-write is needed.
+    pub(crate) fn count_received(&self, state: &SocketState, messages: u64, bytes: usize) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&self.counters.rx_messages, messages);
+        add(&self.counters.rx_bytes, bytes as u64);
+        add(&state.counters.rx_messages, messages);
+        add(&state.counters.rx_bytes, bytes as u64);
+    }
 }
 
 /// Whether the rest of a burst was leased.
@@ -217,7 +219,7 @@ impl Mux {
             hand: None,
             ordered: None,
         };
-        count(psock, state, 1, taken.message.len());
+        psock.count_received(state, 1, taken.message.len());
         if psock.ordered.load(Ordering::Relaxed) {
             // The claim stays with the socket: nobody else can take the next message.
             drop(rx);
@@ -335,7 +337,7 @@ impl Mux {
             messages += 1;
             bytes += len;
         }
-        count(psock, state, messages, bytes);
+        psock.count_received(state, messages, bytes);
     }
 
     /// Nothing more can be received from this connection, whose claim the caller has (and keeps:

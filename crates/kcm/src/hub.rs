@@ -200,6 +200,14 @@ impl<T> Hub<T> {
         Turn::Watch
     }
 
+    /// Takes the watch, if nobody has it and nothing is ready.
+    pub(crate) fn try_watch(&self) -> bool {
+        let mut state = lock(&self.state);
+        let free = !state.watcher && !state.closed && state.ready.is_empty();
+        state.watcher |= free;
+        free
+    }
+
     /// The watcher has come back, with these items beside the one that it keeps. `successor`:
     /// somebody else must watch at once.
     pub(crate) fn leave_watch(&self, items: impl IntoIterator<Item = T>, successor: bool) {

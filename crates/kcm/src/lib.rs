@@ -60,6 +60,7 @@ mod receive;
 mod ring;
 mod send;
 mod socket;
+mod solo;
 mod spin;
 mod stats;
 mod sync;

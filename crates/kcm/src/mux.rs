@@ -26,6 +26,7 @@ use crate::{
     readiness::Readiness,
     receive::Rx,
     socket::{SocketState, SocketType},
+    solo::Solo,
     stats::MuxCounters,
     transmit::Outgoing,
     watch::Watch,
@@ -51,6 +52,7 @@ pub(crate) enum Ready {
 pub(crate) struct Mux {
     pub(crate) hub: Hub<Ready>,
     pub(crate) watch: Watch,
+    pub(crate) solo: Solo,
     pub(crate) readiness: Readiness,
     pub(crate) memory: Memory,
     pub(crate) limits: MuxLimits,
@@ -105,6 +107,7 @@ impl Mux {
             hub: Hub::new(),
             readiness: Readiness::new(),
             watch,
+            solo: Solo::new(),
             memory: Memory::new(builder.mux_limits.max_memory_bytes),
             limits: builder.mux_limits,
             framing: builder.framing,

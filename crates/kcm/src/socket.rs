@@ -79,6 +79,8 @@ pub struct Socket {
     left_watch_at: Option<Instant>,
     /// The connection that this socket has last been alone with.
     known: Option<Known>,
+    /// It retains the watch (`solo.rs`), unless somebody has broken that off.
+    solo: bool,
     /// Messages taken since the last look for events of other connections.
     takes: u32,
 }
@@ -97,6 +99,15 @@ pub(crate) struct SocketState {
     pub(crate) counters: crate::stats::SocketCounters,
     /// Where the last unaddressed message went.
     pub(crate) last_sent_to: AtomicU64,
+}
+
+impl SocketState {
+    /// Whether a receive is more than to wait until there is a message.
+    fn has_settings(&self) -> bool {
+        self.nonblocking.load(Ordering::Relaxed)
+            || self.receive_disabled.load(Ordering::Relaxed)
+            || self.read_timeout_ns.load(Ordering::Relaxed) != 0
+    }
 }
 
 /// Messages taken from the ready list before the other connections are looked at again.
@@ -130,6 +141,7 @@ impl Socket {
             spin: Spin::default(),
             left_watch_at: None,
             known: None,
+            solo: false,
             takes: 0,
         })
     }
@@ -300,6 +312,17 @@ impl Socket {
     #[cold]
     #[inline(never)]
     fn recv_slow(&mut self, want: usize) -> Result<Message> {
+        if self.solo {
+            if let Some(known) = &self.known
+                && !self.state.has_settings()
+                && self.partial.is_none()
+                && let Some(message) = self.mux.receive_solo(known, &self.state, &mut self.spin)
+            {
+                return Ok(message);
+            }
+            self.solo = false;
+            self.mux.break_solo();
+        }
         if let Some((message, from)) = self.partial.take() {
             self.after_recv(true);
             return Ok(message.share_from(from));
@@ -387,6 +410,7 @@ impl Socket {
             ..
         } = self;
         let _waiting = mux.hub.begin_waiting();
+        mux.break_solo();
         state.waiting.store(true, Ordering::Relaxed);
         let got = match mux.revoke_a_lease() {
             Some(psock) => Got::Psock(psock),
@@ -448,7 +472,12 @@ impl Socket {
         let taken = self
             .mux
             .take(&psock, &self.state, want, &mut self.granted)?;
-        self.known = (self.mux.psock_count() == 1).then_some(Known { psock, generation });
+        if self.mux.psock_count() == 1 {
+            if taken.hand.is_none() && taken.ordered.is_none() && self.mux.socket_count() == 1 {
+                self.solo = self.mux.establish_solo(&psock);
+            }
+            self.known = Some(Known { psock, generation });
+        }
         Some(self.keep(taken))
     }
 
@@ -503,6 +532,9 @@ impl AsFd for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.finish_ordered();
+        if self.solo {
+            self.mux.break_solo();
+        }
         let mut messages: Vec<Message> = self
             .partial
             .take()

@@ -144,7 +144,7 @@ impl Watch {
     pub(crate) fn bring_back<T>(&self, hub: &Hub<T>) {
         self.ring();
         while hub.is_kicked() {
-            // SYNC: with `watch_alone`, which stores the thread before it looks whether it is
+            // SYNC: with `begin_alone`, which stores the thread before it looks whether it is
             // kicked: one of the two sees the other.
             match Pid::from_raw(self.alone.load(Ordering::SeqCst)) {
                 Some(thread) => sys::nudge(thread),
@@ -153,6 +153,24 @@ impl Watch {
             }
             std::thread::sleep(NUDGE_AGAIN);
         }
+    }
+
+    /// The calling thread, which has the watch, is about to block in a receive. False: it must not,
+    /// it is wanted elsewhere.
+    pub(crate) fn begin_alone<T>(&self, hub: &Hub<T>) -> bool {
+        let thread = Pid::as_raw(Some(sys::this_thread()));
+        // SYNC: sequentially consistent, as the kick: see `bring_back`.
+        self.alone.swap(thread, Ordering::SeqCst);
+        let may = !hub.is_kicked();
+        if !may {
+            self.end_alone();
+        }
+        may
+    }
+
+    /// It is back.
+    pub(crate) fn end_alone(&self) {
+        self.alone.store(NOBODY, Ordering::Release);
     }
 
     fn ring(&self) {
@@ -322,11 +340,7 @@ impl Mux {
         if !rx.bytes().is_empty() {
             psock.begin_partial(rx.assembler.limits().assembly_deadline);
         }
-        let thread = Pid::as_raw(Some(sys::this_thread()));
-        // SYNC: sequentially consistent, as the kick: see `bring_back`.
-        self.watch.alone.swap(thread, Ordering::SeqCst);
-        if self.hub.is_kicked() {
-            self.watch.alone.store(NOBODY, Ordering::Release);
+        if !self.watch.begin_alone(&self.hub) {
             drop(rx);
             psock.release(true);
             return None;
@@ -342,7 +356,7 @@ impl Mux {
         } else {
             Fill::Nothing
         };
-        self.watch.alone.store(NOBODY, Ordering::Release);
+        self.watch.end_alone();
         drop(rx);
         self.watched(psock, fill, deadline)
     }
