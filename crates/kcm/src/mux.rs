@@ -492,11 +492,7 @@ impl Mux {
                     background::get().half_closed(psock);
                 }
             }
-            _ => {
-                self.remove_psock(psock.id);
-                psock.tx.abort(psock, reason);
-                psock.tell_end(reason);
-            }
+            _ => psock.tx.abort(psock, reason),
         }
     }
 

@@ -231,7 +231,9 @@ impl Rx {
             }
         };
         let fill = match result {
-            Ok(0) => Fill::End(if buffer.len() == self.position {
+            Ok(0) => Fill::End(if carrier.was_reset() {
+                EndReason::Reset
+            } else if buffer.len() == self.position {
                 EndReason::Eof
             } else {
                 EndReason::EofInMessage {

@@ -28,7 +28,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kcm_frame::Framing;
@@ -243,7 +243,9 @@ impl Transmit {
         match result {
             Ok(n) if n == len => {
                 psock.count_sent(messages, len);
-                if !queue.messages.is_empty() || queue.then != Then::Go {
+                if let Some(reason) = queue.ended {
+                    self.finish_abort(psock, queue, reason);
+                } else if !queue.messages.is_empty() || queue.then != Then::Go {
                     self.write(psock, queue);
                 } else {
                     drop(queue);
@@ -263,12 +265,22 @@ impl Transmit {
                 queue.first_sent = n - skip;
                 self.set_queued(&queue, self.queued_bytes() + len - n);
                 psock.count_sent(messages, len);
-                self.block(psock, queue);
+                match queue.ended {
+                    None => self.block(psock, queue),
+                    // Given up by another thread meanwhile.
+                    Some(reason) => {
+                        self.finish_abort(psock, queue, reason);
+                        if addressed {
+                            return Err(Error::ConnectionEnded(reason));
+                        }
+                    }
+                }
                 Ok(())
             }
             Err(e) => {
                 let reason = EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO));
                 self.fail(psock, queue, reason);
+                psock.tell_end(reason);
                 Err(Error::ConnectionEnded(reason))
             }
         }
@@ -351,19 +363,30 @@ impl Transmit {
         queue.carrier.is_none()
     }
 
-    /// Gives up what is still queued. A stream cut inside a message is reset, so that its peer
-    /// does not take what came for all.
+    /// Gives up what is still queued, takes the connection out of the multiplexor, and tells its
+    /// end; a thread that is writing at this moment does so when it is back, for it has the
+    /// messages. A stream cut inside a message is reset, so that its peer does not take what came
+    /// for all.
     pub(crate) fn abort(&self, psock: &Arc<Psock>, reason: EndReason) {
-        let queue = self.lock();
+        let mut queue = self.lock();
+        if queue.state == State::Writing {
+            queue.ended.get_or_insert(reason);
+            self.open.store(false, Ordering::Relaxed);
+            return;
+        }
+        self.finish_abort(psock, queue, reason);
+    }
+
+    fn finish_abort(&self, psock: &Arc<Psock>, queue: MutexGuard<'_, Queue>, reason: EndReason) {
         if let (Some(carrier), true) = (&queue.carrier, queue.first_sent > 0)
             && carrier.is_socket()
         {
-            let _ = rustix::net::sockopt::set_socket_linger(
-                carrier.as_fd(),
-                Some(std::time::Duration::ZERO),
-            );
+            let linger = Some(Duration::ZERO);
+            let _ = rustix::net::sockopt::set_socket_linger(carrier.as_fd(), linger);
         }
         self.fail(psock, queue, reason);
+        psock.mux.remove_psock(psock.id);
+        psock.tell_end(reason);
     }
 
     /// Waits until nothing is queued, at most until `deadline`, and takes the stream away.
@@ -459,6 +482,11 @@ impl Transmit {
             std::mem::swap(&mut queue.messages, &mut flight);
             queue.messages.append(&mut flight);
             self.set_queued(&queue, self.queued_bytes().saturating_sub(sent));
+            // Given up by another thread meanwhile.
+            if let Some(reason) = queue.ended {
+                self.finish_abort(psock, queue, reason);
+                return;
+            }
             match result {
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -468,6 +496,7 @@ impl Transmit {
                 Err(e) => {
                     let reason = EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO));
                     self.fail(psock, queue, reason);
+                    psock.tell_end(reason);
                     return;
                 }
             }
@@ -499,7 +528,8 @@ impl Transmit {
         background::get().watch_writable(psock);
     }
 
-    /// The stream is dead, or given up. Messages that may go elsewhere do.
+    /// The stream is dead, or given up. Messages that may go elsewhere do. (Its end is to be told
+    /// after that.)
     fn fail(&self, psock: &Arc<Psock>, mut queue: MutexGuard<'_, Queue>, reason: EndReason) {
         queue.ended.get_or_insert(reason);
         self.open.store(false, Ordering::Relaxed);
@@ -516,7 +546,6 @@ impl Transmit {
         drop(queue);
         self.room.notify_all();
         psock.mux.resend(again.into_iter());
-        psock.tell_end(reason);
         psock.mux.sendable();
         // Whoever receives finds out what is left to read.
         psock.drain.store(true, Ordering::Relaxed);

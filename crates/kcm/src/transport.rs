@@ -167,6 +167,15 @@ impl Carrier {
         }
     }
 
+    /// Whether the end that a receive has just met is that of a reset. The system says so once, to
+    /// whoever calls first, which may have been a send; but the connection has no peer any more.
+    pub(crate) fn was_reset(&self) -> bool {
+        match self {
+            Self::Socket(fd) => rustix::net::getpeername(fd) == Err(rustix::io::Errno::NOTCONN),
+            Self::Other(_) => false,
+        }
+    }
+
     /// Nothing more will be sent.
     pub(crate) fn shutdown_write(&self) {
         // The peer may have gone before; there is nobody to tell then.
