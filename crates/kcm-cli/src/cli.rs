@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and how it is explained.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kcm::Framing;
@@ -66,6 +66,15 @@ pub(crate) struct PerfOptions {
     /// always none]
     #[arg(long, value_name = "CPUS", value_parser = pins)]
     pub(crate) pin: Option<PinChoice>,
+
+    /// Make the servers' ends in this network namespace (`/run/netns/NAME`), so that the messages
+    /// go over whatever joins it to the command's own; needs `--address`, and root
+    #[arg(long, value_name = "FILE", requires = "address")]
+    pub(crate) netns: Option<PathBuf>,
+
+    /// The servers' address [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Option<IpAddr>,
 
     /// A third contender. `kernel`: the kernel's own AF_KCM sockets, where it has them (needs
     /// the right to load a BPF program)

@@ -160,7 +160,7 @@ impl Mux {
             counters.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
             messages.push(message);
         }
-        let rest = rx.into_rest();
+        let rest = rx.take_rest();
         rx.stop();
         psock.end_partial();
         (messages, rest)

@@ -164,12 +164,12 @@ fn large_messages_and_an_end_in_the_middle() {
     let id = mux.attach(ours).unwrap();
     let mut socket = mux.socket().unwrap();
     let sender = thread::spawn(move || {
-        for len in [100_000, 1 << 20, 5, 16 << 20 - 4] {
+        for len in [100_000, 1 << 20, 5, (16 << 20) - 4] {
             theirs.write_all(&message(&vec![9; len])).unwrap();
         }
         theirs.write_all(&[0, 0, 0, 9, 1, 2]).unwrap();
     });
-    for len in [100_000, 1 << 20, 5, 16 << 20 - 4] {
+    for len in [100_000, 1 << 20, 5, (16 << 20) - 4] {
         let message = socket.recv().unwrap();
         assert_eq!(message.len(), len + 4);
         assert!(message[4..].iter().all(|b| *b == 9));

@@ -33,13 +33,6 @@ pub enum Error {
     WouldBlock,
     /// The caller's own doing: the multiplexor was shut down (`ESHUTDOWN`).
     Closed,
-    /// The caller's: a message longer than the limit that it set (`EMSGSIZE`).
-    MessageTooBig {
-        /// Length of the message in bytes.
-        len_bytes: u64,
-        /// The limit in bytes.
-        limit_bytes: u64,
-    },
     /// The caller's: what was sent is not one whole message to the connection's own parser
     /// (`EBADMSG`; checked in debug builds).
     NotOneMessage,
@@ -67,7 +60,6 @@ impl Error {
             Self::ConnectionEnded(_) => libc::EPIPE,
             Self::WouldBlock => libc::EAGAIN,
             Self::Closed => libc::ESHUTDOWN,
-            Self::MessageTooBig { .. } => libc::EMSGSIZE,
             Self::NotOneMessage => libc::EBADMSG,
             Self::Frame(e) => e.errno(),
             Self::LimitReached { .. } => libc::ENFILE,
@@ -89,13 +81,6 @@ impl fmt::Display for Error {
             Self::ConnectionEnded(reason) => write!(f, "the connection has ended: {reason}"),
             Self::WouldBlock => f.write_str("the call would block, or its time limit has passed"),
             Self::Closed => f.write_str("the multiplexor was shut down"),
-            Self::MessageTooBig {
-                len_bytes,
-                limit_bytes,
-            } => write!(
-                f,
-                "a message of {len_bytes} bytes is above the limit of {limit_bytes}"
-            ),
             Self::NotOneMessage => {
                 f.write_str("what was sent is not one whole message to the connection's parser")
             }

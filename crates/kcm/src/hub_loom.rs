@@ -50,11 +50,7 @@ fn receive(hub: &Hub<u32>, system: &System) -> bool {
             Turn::Closed => return false,
             Turn::TimedOut => unreachable!(),
             Turn::Watch => {
-                let arrived = if hub.watch_may_sleep() {
-                    system.wait()
-                } else {
-                    0
-                };
+                let arrived = if !hub.is_kicked() { system.wait() } else { 0 };
                 let others = (1..arrived).map(|_| 0);
                 // The deputy needs time, which loom has not: a successor is woken instead.
                 hub.leave_watch(others, true);

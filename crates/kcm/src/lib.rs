@@ -92,3 +92,8 @@ pub use kcm_frame::{
     Endian, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits, Parser, Varint,
     Verdict,
 };
+
+/// Compiles what the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

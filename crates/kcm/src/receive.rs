@@ -179,7 +179,7 @@ impl Rx {
     }
 
     /// Everything that was read and not delivered, to be given back with the stream.
-    pub(crate) fn into_rest(&mut self) -> Vec<u8> {
+    pub(crate) fn take_rest(&mut self) -> Vec<u8> {
         let mut rest = self.bytes().to_vec();
         rest.append(&mut self.early);
         self.buffer = None;

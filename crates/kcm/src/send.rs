@@ -217,13 +217,16 @@ impl Socket {
                 Some(to) => self.mux.psock(to)?,
                 None => self.choose(wait)?,
             };
-            match psock.tx.send_outgoing(&psock, message, wait) {
+            let (error, back) = match psock.tx.send_outgoing(&psock, message, wait) {
                 Ok(()) => {
                     self.count(header.len() + len);
                     return Ok(());
                 }
-                Err((Error::ConnectionEnded(_), back)) if to.is_none() => message = back,
-                Err((e, _)) => return Err(e),
+                Err(failed) => *failed,
+            };
+            match error {
+                Error::ConnectionEnded(_) if to.is_none() => message = back,
+                error => return Err(error),
             }
         }
     }

@@ -409,6 +409,9 @@ impl Socket {
             known,
             ..
         } = self;
+        if let Some(left_at) = left_watch_at.take() {
+            mux.watch.note_absence(left_at);
+        }
         let _waiting = mux.hub.begin_waiting();
         mux.break_solo();
         state.waiting.store(true, Ordering::Relaxed);

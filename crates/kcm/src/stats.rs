@@ -180,7 +180,6 @@ pub(crate) struct MuxCounters {
     gone: PsockCounters,
     pub(crate) attach: AtomicU64,
     pub(crate) unattach: AtomicU64,
-    pub(crate) unattach_reserved: AtomicU64,
     pub(crate) tx_retries: AtomicU64,
     aborts: AtomicU64,
     bad_length: AtomicU64,
@@ -275,7 +274,6 @@ struct Columns {
     tx_retries: u64,
     attach: u64,
     unattach: u64,
-    unattach_reserved: u64,
     aborts: u64,
     interrupts: u64,
     bad_length: u64,
@@ -296,7 +294,6 @@ impl Columns {
             (&mut self.tx_retries, &counters.tx_retries),
             (&mut self.attach, &counters.attach),
             (&mut self.unattach, &counters.unattach),
-            (&mut self.unattach_reserved, &counters.unattach_reserved),
             (&mut self.aborts, &counters.aborts),
             (&mut self.interrupts, &counters.interrupts),
             (&mut self.bad_length, &counters.bad_length),
@@ -433,7 +430,7 @@ pub fn proc_net_kcm_stats() -> String {
         let registry = registry();
         registry
             .as_ref()
-            .map_or(Columns::default(), |registry| registry.past)
+            .map_or_else(Columns::default, |registry| registry.past)
     };
     live().iter().for_each(|mux| all.add(mux));
     let [rx_messages, rx_bytes, tx_messages, tx_bytes, need_more] = all.totals.0;
@@ -446,7 +443,7 @@ pub fn proc_net_kcm_stats() -> String {
         ("TX-Retries", all.tx_retries),
         ("Attach", all.attach),
         ("Unattach", all.unattach),
-        ("UnattchRsvd", all.unattach_reserved),
+        ("UnattchRsvd", 0),
         ("RX-RdyDrops", 0),
     ];
     pair(&mut text, "MUX", &mux);

@@ -292,10 +292,10 @@ impl Transmit {
         psock: &Arc<Psock>,
         message: Outgoing,
         wait: Wait,
-    ) -> std::result::Result<(), (Error, Outgoing)> {
+    ) -> std::result::Result<(), Box<(Error, Outgoing)>> {
         let mut queue = match self.wait_for_room(psock, wait) {
             Ok(queue) => queue,
-            Err(e) => return Err((e, message)),
+            Err(e) => return Err(Box::new((e, message))),
         };
         let len = message.len();
         queue.messages.push_back(message);

@@ -204,9 +204,12 @@ impl Watch {
         clock.left_at_ns.store(now_ns, Ordering::Relaxed);
     }
 
-    /// Counts how long the watch stood empty.
-    fn note_absence(&self, left_at: Instant) {
-        let away = u32::try_from(left_at.elapsed().as_nanos()).unwrap_or(u32::MAX);
+    /// A thread that left the watch with a message asks for the next one.
+    pub(crate) fn note_absence(&self, left_at: Instant) {
+        /// One long job is not to be remembered for longer than some dozen short ones.
+        const MOST_NS: u32 = 1_000_000;
+        let away =
+            u32::try_from(left_at.elapsed().as_nanos()).map_or(MOST_NS, |ns| ns.min(MOST_NS));
         let mean = self.absence_ns.load(Ordering::Relaxed);
         // An average over about the last eight.
         let mean = mean - mean / 8 + away / 8;
@@ -228,9 +231,6 @@ impl Mux {
         known: &mut Option<Known>,
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
-        if let Some(left_at) = left_at.take() {
-            self.watch.note_absence(left_at);
-        }
         self.watch.enter();
         let mut others = Vec::new();
         let own = match self.watchable_alone(known) {

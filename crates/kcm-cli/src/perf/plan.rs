@@ -1,6 +1,9 @@
 //! From the command line to the rows that will be measured, and for how long.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use clap::ValueEnum as _;
 use kcm::Framing;
@@ -10,6 +13,7 @@ use super::{
     failure::Failure,
     raw,
     run::Timing,
+    serve::Place,
     verify::{NUMBER_BYTES, Template},
 };
 use crate::cli::{PerfOptions, ScenarioName};
@@ -37,6 +41,8 @@ pub(super) struct Row {
     pub(super) spin: bool,
     pub(super) framing: Framing,
     pub(super) timing: Timing,
+    /// Where its servers are.
+    pub(super) place: Place,
 }
 
 impl Row {
@@ -138,6 +144,10 @@ fn rows_of(scenario: ScenarioName, options: &PerfOptions) -> Result<Vec<Row>, Fa
         spin: false,
         framing: u32_be,
         timing: Timing::with_duration(DURATION),
+        place: Place {
+            address: options.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            netns: options.netns.clone(),
+        },
     };
     let mut rows = Vec::new();
     match scenario {

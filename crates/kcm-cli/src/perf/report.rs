@@ -109,7 +109,7 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
         })
 }
 
-/// The columns; [`row`] and [`line`] keep to them.
+/// The columns; [`row`] and [`line()`] keep to them.
 #[rustfmt::skip]
 const HEADINGS: &str = "
                                                  |  latency   stddev      p50      p99 |    CPU ns   per msg |        x TCP: rate   lat.   dev.    cpu    rcv

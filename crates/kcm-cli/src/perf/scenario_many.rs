@@ -71,7 +71,7 @@ fn measure<S: Service>(
         batch: false,
         spin: false,
     };
-    let (clients, servers) = serve::pairs(row.connections)?;
+    let (clients, servers) = serve::pairs(row.connections, &row.place)?;
     let server = Server::start(run, &plan, servers, service)?;
     let (request, reply) = (request.clone(), reply.clone());
     let client = run.spawn(Side::Sender, move |run| {

@@ -35,7 +35,7 @@ pub(super) fn run(
         spin: false,
     };
     let alone = row.sockets == 1 || matches!(contender, Contender::Tcp);
-    let (mut clients, servers) = serve::pairs(1)?;
+    let (mut clients, servers) = serve::pairs(1, &row.place)?;
     let server = Server::start(run, &plan, servers, |index| {
         Sink::new(run.counter(index), template.clone(), alone)
     })?;

@@ -43,7 +43,7 @@ pub(super) fn run(
         batch: row.batch,
         spin: false,
     };
-    let (mut clients, servers) = serve::pairs(1)?;
+    let (mut clients, servers) = serve::pairs(1, &row.place)?;
     let server = Server::start(run, &plan, servers, |_| Acknowledge {
         template: template.clone(),
         reply: reply.clone(),

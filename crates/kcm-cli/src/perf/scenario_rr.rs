@@ -35,7 +35,7 @@ pub(super) fn run(
         batch: false,
         spin: row.spin,
     };
-    let (clients, servers) = serve::pairs(1)?;
+    let (clients, servers) = serve::pairs(1, &row.place)?;
     let server = Server::start(run, &plan, servers, |_| Echo {
         template: template.clone(),
     })?;

@@ -51,7 +51,7 @@ pub(super) fn run(
         batch: false,
         spin: false,
     };
-    let (clients, servers) = serve::pairs(IN_FLIGHT.len())?;
+    let (clients, servers) = serve::pairs(IN_FLIGHT.len(), &row.place)?;
     let server = Server::start(run, &plan, servers, |_| Work {
         inner: Acknowledge {
             template: template.clone(),

@@ -1,14 +1,18 @@
 //! The serving side of a scenario, whoever the contender is.
 
 use std::{
+    fs::File,
     io::{self, Read as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    net::{IpAddr, TcpListener, TcpStream},
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use kcm::{Framing, Multiplexor};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{
     engine,
@@ -195,10 +199,39 @@ fn start_kernel<S: Service>(
         .collect()
 }
 
-/// Connected pairs over loopback: the clients' ends, and the servers'.
-pub(super) fn pairs(count: usize) -> Result<(Vec<TcpStream>, Vec<TcpStream>), Failure> {
+/// Where the servers' ends of connections are made.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) address: IpAddr,
+    /// The network namespace; `None`: this one.
+    pub(super) netns: Option<PathBuf>,
+}
+
+impl Place {
+    /// A socket belongs for life to the namespace of the thread that made it, and one that is
+    /// accepted to that of its listener. So one short-lived thread moves, and nobody else.
+    fn listen(&self) -> io::Result<TcpListener> {
+        let address = (self.address, 0);
+        let Some(path) = &self.netns else {
+            return TcpListener::bind(address);
+        };
+        let netns = File::open(path)?;
+        let listen = move || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            TcpListener::bind(address)
+        };
+        let listening = thread::spawn(listen).join();
+        listening.unwrap_or_else(|_| Err(io::Error::other("the thread that listens has panicked")))
+    }
+}
+
+/// Connected pairs: the clients' ends, and the servers'.
+pub(super) fn pairs(
+    count: usize,
+    place: &Place,
+) -> Result<(Vec<TcpStream>, Vec<TcpStream>), Failure> {
     let connect = || -> io::Result<_> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = place.listen()?;
         let address = listener.local_addr()?;
         let mut ends = (Vec::with_capacity(count), Vec::with_capacity(count));
         while ends.0.len() < count {
@@ -219,7 +252,8 @@ pub(super) fn pairs(count: usize) -> Result<(Vec<TcpStream>, Vec<TcpStream>), Fa
         Ok(ends)
     };
     connect().map_err(Failure::system(format!(
-        "connect {count} pairs over loopback (a limit of open files? see `ulimit -n`)"
+        "connect {count} pairs to {} (a limit of open files? see `ulimit -n`)",
+        place.address
     )))
 }
 
