@@ -273,7 +273,7 @@ thread_local! {
 
 impl Dropped {
     /// One more; false when the count is closed, and it is not in what was collected.
-    #[inline]
+    #[inline(always)]
     fn add(&self) -> bool {
         let count = self.count.load(Ordering::Relaxed) + 1;
         // SYNC: this store and the load below stand in this order for a thread that has passed
@@ -400,7 +400,7 @@ impl<T> Credit<T> {
     }
 
     /// A view, paid from the stock.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slice(&mut self, range: Range<usize>) -> Slice<T> {
         assert!(self.left > 0 && range.start <= range.end && range.end <= self.filled);
         self.left -= 1;
@@ -470,7 +470,7 @@ impl<T> Deref for Slice<T> {
 }
 
 impl<T> Drop for Slice<T> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         let (walked, dropped) = WALKED.get();
         if walked == self.block.as_ptr().addr() {

@@ -12,7 +12,7 @@ use std::sync::{
 
 use crate::psock::Psock;
 
-/// Up to here small messages may pin the chunk of 64 KiB that they came in, 2 MiB: 32 chunks.
+/// Up to here small messages may pin the chunk that they came in, 2 MiB: 8 chunks.
 const MOST_PINNED_BYTES: usize = 2 << 20;
 
 pub(crate) struct Memory {

@@ -162,7 +162,7 @@ impl Socket {
     ///
     /// `EAGAIN` ([`Error::WouldBlock`]); `ESHUTDOWN` ([`Error::Closed`]). The end of a connection
     /// is no error here: it is an event ([`crate::Multiplexor::next_event`]).
-    #[inline]
+    #[inline(always)]
     pub fn recv(&mut self) -> Result<Message> {
         if let Some(hand) = &mut self.hand
             && self.partial.is_none()
@@ -578,7 +578,7 @@ pub struct Batch<'a> {
 impl Iterator for Batch<'_> {
     type Item = Message;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Message> {
         if let Some(first) = self.first.take() {
             return Some(first);
