@@ -219,6 +219,12 @@ impl<T> Buffer<T> {
         drop(before);
     }
 
+    /// Whose bytes these are.
+    pub(crate) fn owner(&self) -> Option<&T> {
+        // SAFETY: written only through `&mut self`.
+        unsafe { (*self.head().owner.get()).as_ref() }
+    }
+
     /// A view of a part of the filled bytes.
     pub(crate) fn slice(&self, range: Range<usize>) -> Slice<T> {
         self.credit(1).slice(range)

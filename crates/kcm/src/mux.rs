@@ -83,6 +83,8 @@ pub(crate) struct Mux {
     /// It is closed, and the ends of all connections are told.
     all_told: AtomicBool,
     pub(crate) counters: MuxCounters,
+    /// Unaddressed messages whose connection died when there was no other.
+    stranded: Mutex<VecDeque<Outgoing>>,
     /// Where the next unaddressed send begins to look.
     next_send: AtomicUsize,
     /// Handles (multiplexors and sockets) that keep it open.
@@ -131,6 +133,7 @@ impl Mux {
             closed: AtomicBool::new(false),
             all_told: AtomicBool::new(false),
             counters: MuxCounters::default(),
+            stranded: Mutex::default(),
             next_send: AtomicUsize::new(0),
             handles: AtomicUsize::new(0),
         });
@@ -202,6 +205,7 @@ impl Mux {
         self.bring_watcher_back();
         drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
         self.arrived.notify_all();
+        self.send_stranded(&psock);
         self.sendable();
         Ok(psock)
     }
@@ -414,20 +418,44 @@ impl Mux {
         true
     }
 
-    /// Unaddressed messages of a connection that died go out whole on others; without any, they
-    /// wait for the next to come, bounded by what was queued.
+    /// Unaddressed messages of a connection that died go out whole on others. Without any, they
+    /// wait for the next to come; they are bounded by what was queued.
     pub(crate) fn resend(&self, messages: impl Iterator<Item = Outgoing>) {
-        for message in messages {
+        for mut message in messages {
             self.counters.tx_retries.fetch_add(1, Ordering::Relaxed);
-            let mut message = message;
-            // Each try ends, or takes a connection out of the choice.
-            while let Ok(psock) = self.choose_any() {
+            // Each try ends, or finds a connection closed, which is not chosen again.
+            loop {
+                let Ok(psock) = self.choose_any() else {
+                    self.stranded().push_back(message);
+                    // One that came just now has not seen it.
+                    if let Ok(psock) = self.choose_any() {
+                        self.send_stranded(&psock);
+                    }
+                    break;
+                };
                 match psock.tx.send_again(&psock, message) {
                     Ok(()) => break,
                     Err(back) => message = back,
                 }
             }
         }
+    }
+
+    /// A connection has come: messages that found none go out on it.
+    fn send_stranded(&self, psock: &Arc<Psock>) {
+        while let Some(message) = {
+            let first = self.stranded().pop_front();
+            first
+        } {
+            if let Err(back) = psock.tx.send_again(psock, message) {
+                self.stranded().push_front(back);
+                return;
+            }
+        }
+    }
+
+    fn stranded(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
+        self.stranded.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn choose_any(&self) -> std::result::Result<Arc<Psock>, ()> {

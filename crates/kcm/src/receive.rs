@@ -14,7 +14,10 @@
 use std::{
     cell::RefCell,
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use kcm_frame::{Assembler, Step};
@@ -43,12 +46,34 @@ thread_local! {
 /// Whose bytes a chunk holds; given back to the multiplexor's memory with the chunk.
 pub(crate) struct Origin {
     pub(crate) psock: Arc<Psock>,
-    charged_bytes: usize,
+    /// What of the multiplexor's memory it takes: the bytes that are filled. (The system gives
+    /// memory for the others when they are.)
+    charged_bytes: AtomicUsize,
+}
+
+impl Origin {
+    fn new(psock: &Arc<Psock>, charged_bytes: usize) -> Self {
+        Self {
+            psock: psock.clone(),
+            charged_bytes: AtomicUsize::new(charged_bytes),
+        }
+    }
+
+    /// So many bytes are filled now.
+    fn recharge(&self, filled_bytes: usize) {
+        let before = self.charged_bytes.swap(filled_bytes, Ordering::Relaxed);
+        let memory = &self.psock.mux.memory;
+        if filled_bytes > before {
+            memory.charge(filled_bytes - before);
+        } else if before > filled_bytes {
+            memory.release(before - filled_bytes);
+        }
+    }
 }
 
 impl Drop for Origin {
     fn drop(&mut self) {
-        self.psock.mux.memory.release(self.charged_bytes);
+        self.psock.mux.memory.release(*self.charged_bytes.get_mut());
     }
 }
 
@@ -297,10 +322,7 @@ impl Rx {
                 return None;
             }
             let mut new = Buffer::with_capacity(whole);
-            new.set_owner(Some(Origin {
-                psock: psock.clone(),
-                charged_bytes: whole,
-            }));
+            new.set_owner(Some(Origin::new(psock, whole)));
             (new, false)
         } else {
             if !psock.mux.memory.has_room(CHUNK_BYTES, psock) {
@@ -330,11 +352,13 @@ impl Rx {
             keep_spare(buffer);
         } else {
             if fresh {
-                psock.mux.memory.charge(CHUNK_BYTES);
-                buffer.set_owner(Some(Origin {
-                    psock: psock.clone(),
-                    charged_bytes: CHUNK_BYTES,
-                }));
+                let filled = buffer.len();
+                psock.mux.memory.charge(filled);
+                buffer.set_owner(Some(Origin::new(psock, filled)));
+            } else if let (Some(origin), false) = (buffer.owner(), buffer.capacity() > CHUNK_BYTES)
+            {
+                // (A long message has reserved its memory.)
+                origin.recharge(buffer.len());
             }
             self.buffer = Some(buffer);
         }
@@ -345,10 +369,7 @@ impl Rx {
 fn owned(psock: &Arc<Psock>, len: usize) -> Buffer<Origin> {
     psock.mux.memory.charge(len);
     let mut buffer = Buffer::with_capacity(len);
-    buffer.set_owner(Some(Origin {
-        psock: psock.clone(),
-        charged_bytes: len,
-    }));
+    buffer.set_owner(Some(Origin::new(psock, len)));
     buffer
 }
 

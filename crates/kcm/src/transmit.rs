@@ -593,7 +593,7 @@ fn send(carrier: &Carrier, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     loop {
         let now = &rest[..rest.len().min(MOST_PIECES)];
         let asked: usize = now.iter().map(|piece| piece.len()).sum();
-        match carrier.send(now) {
+        match carrier.send(now, false) {
             Ok(n) => {
                 sent += n;
                 rest = &rest[now.len()..];
@@ -616,6 +616,7 @@ fn send_front(
 ) -> io::Result<usize> {
     let mut pieces = [IoSlice::new(&[]); MOST_PIECES];
     let (mut count, mut bytes) = (0, 0);
+    let mut file_follows = false;
     for message in messages {
         let part = &message.bytes[skip.min(message.bytes.len())..];
         if !part.is_empty() {
@@ -628,6 +629,7 @@ fn send_front(
                 let start = range.start + (skip - message.bytes.len()) as u64;
                 return send_file(carrier, file, &(start..range.end));
             }
+            file_follows = true;
             break;
         }
         skip = 0;
@@ -636,7 +638,7 @@ fn send_front(
         }
     }
     loop {
-        match carrier.send(&pieces[..count]) {
+        match carrier.send(&pieces[..count], file_follows) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }

@@ -136,13 +136,14 @@ impl Carrier {
         }
     }
 
-    /// Sends what the system takes now.
-    pub(crate) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+    /// Sends what the system takes now; `more`: something follows at once, in another call.
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+        let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        flags.set(SendFlags::MORE, more);
         match self {
             Self::Socket(fd) => Ok(match pieces {
-                [one] => rustix::net::send(fd, one, FLAGS)?,
-                _ => rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), FLAGS)?,
+                [one] => rustix::net::send(fd, one, flags)?,
+                _ => rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?,
             }),
             Self::Other(transport) => transport.send(pieces),
         }
