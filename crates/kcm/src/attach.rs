@@ -220,6 +220,9 @@ impl Psock {
         };
         add(&self.counters.tx_messages, messages);
         add(&self.counters.tx_bytes, len as u64);
+        let all = &self.mux.counters;
+        all.tx_messages.fetch_add(messages, Ordering::Relaxed);
+        all.tx_bytes.fetch_add(len as u64, Ordering::Relaxed);
     }
 
     /// Messages were not sent here after all. As above.
@@ -230,5 +233,9 @@ impl Psock {
         };
         take(&self.counters.tx_messages, messages);
         take(&self.counters.tx_bytes, len);
+        let all = &self.mux.counters;
+        all.tx_messages
+            .fetch_sub(messages as u64, Ordering::Relaxed);
+        all.tx_bytes.fetch_sub(len as u64, Ordering::Relaxed);
     }
 }

@@ -129,8 +129,7 @@ impl Psock {
         };
         add(&self.counters.rx_messages, messages);
         add(&self.counters.rx_bytes, bytes as u64);
-        add(&state.counters.rx_messages, messages);
-        add(&state.counters.rx_bytes, bytes as u64);
+        state.counters.received(messages, bytes);
     }
 }
 
@@ -363,11 +362,15 @@ impl Mux {
         batch: &mut impl Extend<Message>,
     ) -> Option<Taken> {
         match ready {
-            Ready::Message(message) => Some(Taken {
-                message,
-                hand: None,
-                ordered: None,
-            }),
+            // Its connection has counted it when it was cut.
+            Ready::Message(message) => {
+                state.counters.received(1, message.len());
+                Some(Taken {
+                    message,
+                    hand: None,
+                    ordered: None,
+                })
+            }
             Ready::Psock(psock) => {
                 psock.claim.claim();
                 self.take(&psock, state, want, batch)

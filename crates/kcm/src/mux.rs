@@ -443,10 +443,10 @@ impl Mux {
 
     /// A connection has come: messages that found none go out on it.
     fn send_stranded(&self, psock: &Arc<Psock>) {
-        while let Some(message) = {
-            let first = self.stranded().pop_front();
-            first
-        } {
+        loop {
+            let Some(message) = self.stranded().pop_front() else {
+                return;
+            };
             if let Err(back) = psock.tx.send_again(psock, message) {
                 self.stranded().push_front(back);
                 return;

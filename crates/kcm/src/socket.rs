@@ -551,7 +551,11 @@ impl Drop for Socket {
             }
         }
         messages.extend(self.granted.drain(..));
+        for message in &messages {
+            self.state.counters.returned(message.len());
+        }
         self.state.poll.close(&self.mux, &self.state);
+        self.mux.counters.absorb_socket(&self.state.counters);
         self.mux.remove_socket(self.state.index);
         if !messages.is_empty() {
             self.mux.push_messages(messages.into_iter());
@@ -601,6 +605,9 @@ impl Drop for Batch<'_> {
             // Not wanted now: for whoever asks next.
             let first = self.first.take().into_iter();
             let messages: Vec<Message> = first.chain(socket.granted.drain(..)).collect();
+            for message in &messages {
+                socket.state.counters.returned(message.len());
+            }
             socket.mux.push_messages(messages.into_iter());
         }
         socket.after_recv(true);

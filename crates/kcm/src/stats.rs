@@ -93,24 +93,23 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn of(mux: &Mux) -> Self {
-        let psocks = mux.all_psocks();
-        let mut totals = mux.counters.totals();
-        for psock in &psocks {
-            totals.add(&psock.counters);
-            totals.add_in_hand(psock);
-        }
+        let sockets: Vec<_> = mux
+            .all_sockets()
+            .iter()
+            .map(|s| SocketStats::of(s))
+            .collect();
         Self {
-            counters: totals.counters(),
+            counters: mux.counters.totals(&sockets),
             attached: mux.counters.attach.load(Ordering::Relaxed),
             unattached: mux.counters.unattach.load(Ordering::Relaxed),
             tx_retries: mux.counters.tx_retries.load(Ordering::Relaxed),
             memory_bytes: mux.memory.used_bytes(),
-            sockets: mux
-                .all_sockets()
+            sockets,
+            connections: mux
+                .all_psocks()
                 .iter()
-                .map(|s| SocketStats::of(s))
+                .map(|p| ConnectionStats::of(p))
                 .collect(),
-            connections: psocks.iter().map(|p| ConnectionStats::of(p)).collect(),
         }
     }
 }
@@ -164,6 +163,25 @@ pub(crate) struct SocketCounters {
 }
 
 impl SocketCounters {
+    /// Counts messages as received. The socket is the caller's own, so that no read-modify-write
+    /// is needed.
+    pub(crate) fn received(&self, messages: u64, bytes: usize) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&self.rx_messages, messages);
+        add(&self.rx_bytes, bytes as u64);
+    }
+
+    /// A message goes back, to be received by any socket. As above.
+    pub(crate) fn returned(&self, bytes: usize) {
+        let take = |counter: &AtomicU64, n: u64| {
+            counter.store(counter.load(Ordering::Relaxed) - n, Ordering::Relaxed);
+        };
+        take(&self.rx_messages, 1);
+        take(&self.rx_bytes, bytes as u64);
+    }
+
     fn counters(&self) -> Counters {
         Counters {
             rx_messages: self.rx_messages.load(Ordering::Relaxed),
@@ -177,7 +195,14 @@ impl SocketCounters {
 /// Of a multiplexor: what its connections' own counters do not say, or say no more.
 #[derive(Default)]
 pub(crate) struct MuxCounters {
+    /// Of the connections that left.
     gone: PsockCounters,
+    /// What sockets received that are closed.
+    rx_messages: AtomicU64,
+    rx_bytes: AtomicU64,
+    /// What all connections were given to send.
+    pub(crate) tx_messages: AtomicU64,
+    pub(crate) tx_bytes: AtomicU64,
     pub(crate) attach: AtomicU64,
     pub(crate) unattach: AtomicU64,
     pub(crate) tx_retries: AtomicU64,
@@ -214,9 +239,28 @@ impl MuxCounters {
         self.aborts.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
-        totals.add(&self.gone);
+    /// Keeps what a socket received that closes.
+    pub(crate) fn absorb_socket(&self, socket: &SocketCounters) {
+        let counters = socket.counters();
+        self.rx_messages
+            .fetch_add(counters.rx_messages, Ordering::Relaxed);
+        self.rx_bytes
+            .fetch_add(counters.rx_bytes, Ordering::Relaxed);
+    }
+
+    /// All of it: received by sockets, taken by connections. (Summed in this way because a
+    /// message may be received, or answered, after its connection has left.)
+    fn totals(&self, sockets: &[SocketStats]) -> Counters {
+        let mut totals = Counters {
+            rx_messages: self.rx_messages.load(Ordering::Relaxed),
+            rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
+            tx_messages: self.tx_messages.load(Ordering::Relaxed),
+            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+        };
+        for socket in sockets {
+            totals.rx_messages += socket.counters.rx_messages;
+            totals.rx_bytes += socket.counters.rx_bytes;
+        }
         totals
     }
 }
@@ -270,6 +314,7 @@ impl Totals {
 /// The columns of `/proc/net/kcm_stats`, of one multiplexor or of several.
 #[derive(Clone, Copy, Default)]
 struct Columns {
+    mux: Counters,
     totals: Totals,
     tx_retries: u64,
     attach: u64,
@@ -285,6 +330,16 @@ struct Columns {
 impl Columns {
     fn add(&mut self, mux: &Mux) {
         let counters = &mux.counters;
+        let sockets: Vec<_> = mux
+            .all_sockets()
+            .iter()
+            .map(|s| SocketStats::of(s))
+            .collect();
+        let all = counters.totals(&sockets);
+        self.mux.rx_messages += all.rx_messages;
+        self.mux.rx_bytes += all.rx_bytes;
+        self.mux.tx_messages += all.tx_messages;
+        self.mux.tx_bytes += all.tx_bytes;
         self.totals.add(&counters.gone);
         for psock in mux.all_psocks() {
             self.totals.add(&psock.counters);
@@ -436,10 +491,10 @@ pub fn proc_net_kcm_stats() -> String {
     let [rx_messages, rx_bytes, tx_messages, tx_bytes, need_more] = all.totals.0;
     let mut text = String::new();
     let mux = [
-        ("RX-Msgs", rx_messages),
-        ("RX-Bytes", rx_bytes),
-        ("TX-Msgs", tx_messages),
-        ("TX-Bytes", tx_bytes),
+        ("RX-Msgs", all.mux.rx_messages),
+        ("RX-Bytes", all.mux.rx_bytes),
+        ("TX-Msgs", all.mux.tx_messages),
+        ("TX-Bytes", all.mux.tx_bytes),
         ("TX-Retries", all.tx_retries),
         ("Attach", all.attach),
         ("Unattach", all.unattach),
