@@ -184,7 +184,8 @@ impl Mux {
         // The only connection is watched directly, and in no epoll, unless it must be.
         let alone = psocks.row.is_empty() && self.readiness.polled() == 0;
         if !alone || !psock.can_be_watched_alone() {
-            for other in &psocks.row {
+            // All others are in it, except perhaps one that was alone.
+            if let [other] = psocks.row.as_slice() {
                 self.watch.register(other)?;
             }
             self.watch.register(&psock)?;

@@ -55,6 +55,26 @@ fn a_message_cut_by_a_reset_goes_out_whole_on_another_connection() {
 }
 
 #[test]
+fn a_message_that_lost_its_only_connection_waits_for_the_next() {
+    bounded(30, || {
+        let mux = mux();
+        let (_, peer) = attached(&mux);
+        let receiver = receive_all(&mux);
+        let _socket = stuck(&mux, 1);
+        reset(peer);
+        assert_eq!(event_soon(&mux).reason, EndReason::Reset);
+        let (_, other) = attached(&mux);
+        let reader = read_all(other);
+        wait_until("it is sent", || {
+            mux.connections().iter().all(|c| c.queued_bytes() == 0)
+        });
+        mux.shutdown();
+        assert_eq!(reader.join().expect("read"), [(1, 1)], "whole, and once");
+        drop(receiver);
+    });
+}
+
+#[test]
 fn a_reply_never_moves_to_another_connection() {
     bounded(30, || {
         let mux = mux();
