@@ -17,6 +17,7 @@ use crate::{
     background,
     connection::ConnectionId,
     error::{AttachError, Error, Result},
+    gather,
     mux::Mux,
     psock::Psock,
     sys,
@@ -115,6 +116,7 @@ impl Mux {
 
     pub(crate) fn unattach(self: &Arc<Self>, id: ConnectionId) -> Result<(Stream, Vec<u8>)> {
         let psock = self.psock(id)?;
+        gather::flush_before(&psock);
         // What was begun is finished first: a stream is never given back inside a message.
         let carrier = psock.tx.detach(Instant::now() + self.linger)?;
         if let Some(carrier) = &carrier {

@@ -81,6 +81,10 @@ thread_local! {
 /// This thread walks through a burst of this connection, and has more of it in hand.
 pub(crate) fn begin(psock: &Arc<Psock>) {
     PACE.with(|pace| {
+        // A thread may have several sockets: those of another connection go first.
+        if pace.held.get() {
+            flush(pace);
+        }
         pace.restart();
         pace.psock.set(Arc::as_ptr(psock));
     });
@@ -195,6 +199,7 @@ impl Replies {
     #[inline]
     fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> usize {
         if self.psock.is_none() {
+            psock.tx.keep_back();
             self.psock = Some(psock.clone());
         }
         for piece in pieces {

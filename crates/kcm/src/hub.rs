@@ -241,9 +241,9 @@ impl<T> Hub<T> {
         self.add(|ready| ready.push_back(item))
     }
 
-    /// Adds an item at the front: it is older than the others.
-    pub(crate) fn push_front(&self, item: T) -> Kick {
-        self.add(|ready| ready.push_front(item))
+    /// Adds items at the front, in their order: they are older than the others.
+    pub(crate) fn extend_front(&self, items: impl DoubleEndedIterator<Item = T>) -> Kick {
+        self.add(|ready| items.rev().for_each(|item| ready.push_front(item)))
     }
 
     /// Adds several items at the back.

@@ -19,6 +19,7 @@ use crate::{
     connection::ConnectionId,
     error::{Error, Result},
     event::{ConnectionEvent, EndReason},
+    gather,
     hub::{Hub, Kick},
     memory::Memory,
     message::Message,
@@ -305,10 +306,8 @@ impl Mux {
 
     /// Messages that were in somebody's hand: older than anything that is ready.
     pub(crate) fn push_messages(&self, messages: impl DoubleEndedIterator<Item = Message>) {
-        for message in messages.rev() {
-            let kick = self.hub.push_front(Ready::Message(message));
-            self.after_push(kick);
-        }
+        let kick = self.hub.extend_front(messages.map(Ready::Message));
+        self.after_push(kick);
     }
 
     pub(crate) fn after_push(&self, kick: Kick) {
@@ -350,7 +349,8 @@ impl Mux {
             && let Some(place) = psocks.by_id.get(&last.0)
         {
             let psock = &psocks.row[*place];
-            if psock.tx.queued_bytes() < SHORT_BYTES && psock.tx.is_open() {
+            let short_bytes = SHORT_BYTES.min(self.limits.send_buffer_bytes);
+            if psock.tx.queued_bytes() < short_bytes && psock.tx.is_open() {
                 return Ok(psock.clone());
             }
         }
@@ -527,7 +527,7 @@ impl Mux {
 
     /// The peer has closed its direction. Once it has its answers, so do we.
     pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) -> bool {
-        let done = psock.is_answered() && psock.tx.queued_bytes() == 0;
+        let done = psock.is_answered() && psock.tx.has_sent_all();
         if done && self.remove_psock(psock.id).is_some() {
             psock.tx.close(psock);
         }
@@ -536,6 +536,7 @@ impl Mux {
 
     /// Closes one connection: what is queued goes out within the linger time.
     pub(crate) fn close_psock(&self, psock: &Arc<Psock>) {
+        gather::flush_before(psock);
         psock.tell_end(EndReason::Closed);
         psock.lock_rx().stop();
         if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {

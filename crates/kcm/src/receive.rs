@@ -185,13 +185,11 @@ impl Rx {
         self.position = 0;
     }
 
-    /// Nothing more will be read, and what is left is no message. (The buffer keeps its connection
-    /// alive; it must not keep a connection that is gone.)
+    /// Nothing more will be read. What is left is no message, and given back should the stream be.
+    /// (It leaves the buffer, which keeps its connection alive: it must not keep one that is gone.)
     pub(crate) fn stop(&mut self) {
         self.carrier = None;
-        self.buffer = None;
-        self.position = 0;
-        self.early = Vec::new();
+        self.early = self.take_rest();
     }
 
     /// Whether what is missing can only come from the stream.
@@ -225,12 +223,12 @@ impl Rx {
         len: Option<usize>,
         blocking: bool,
     ) -> Fill {
-        if !self.early.is_empty() {
-            return self.fill_early(psock);
-        }
         let Some(carrier) = self.carrier.clone() else {
             return Fill::Nothing;
         };
+        if !self.early.is_empty() {
+            return self.fill_early(psock);
+        }
         let whole = len.unwrap_or(need);
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
@@ -267,7 +265,8 @@ impl Rx {
             }),
             Ok(n) => {
                 // A read that took all it could, or one after which no event can be counted on.
-                if n == asked || psock.drain.load(Ordering::Relaxed) {
+                // (Only of a socket is it known that a short read leaves nothing behind.)
+                if n == asked || !psock.is_socket || psock.drain.load(Ordering::Relaxed) {
                     psock.edge.store(true, Ordering::Relaxed);
                 }
                 Fill::Some

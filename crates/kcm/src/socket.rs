@@ -602,13 +602,27 @@ impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let socket = &mut *self.socket;
         if self.first.is_some() || !socket.granted.is_empty() {
-            // Not wanted now: for whoever asks next.
+            // Not wanted now: for whoever asks next, before what comes behind.
+            let hand = if self.first.is_some() {
+                socket.hand.take()
+            } else {
+                None
+            };
             let first = self.first.take().into_iter();
-            let messages: Vec<Message> = first.chain(socket.granted.drain(..)).collect();
+            let mut messages: Vec<Message> = first.chain(socket.granted.drain(..)).collect();
+            let mut back = None;
+            match hand.map(|hand| hand.end(&socket.mux, &socket.state)) {
+                Some(HandEnd::Back(psock)) => back = Some(psock),
+                Some(HandEnd::Revoked(message)) => messages.extend(message),
+                None => {}
+            }
             for message in &messages {
                 socket.state.counters.returned(message.len());
             }
             socket.mux.push_messages(messages.into_iter());
+            if let Some(psock) = back {
+                psock.release(true);
+            }
         }
         socket.after_recv(true);
     }

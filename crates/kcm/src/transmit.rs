@@ -96,6 +96,8 @@ pub(crate) struct Transmit {
     room: Condvar,
     queued_bytes: AtomicUsize,
     open: AtomicBool,
+    /// Threads that keep replies back for one another.
+    kept_back: AtomicUsize,
 }
 
 struct Queue {
@@ -145,6 +147,7 @@ impl Transmit {
             room: Condvar::new(),
             queued_bytes: AtomicUsize::new(0),
             open: AtomicBool::new(true),
+            kept_back: AtomicUsize::new(0),
         }
     }
 
@@ -176,10 +179,31 @@ impl Transmit {
     /// Sends replies that were kept back for one another. Their callers have gone: should the
     /// connection have ended, its event has told them.
     pub(crate) fn send_gathered(&self, psock: &Arc<Psock>, bytes: &[u8], messages: u64) {
-        let Ok(queue) = self.wait_for_room(psock, Wait::Forever) else {
-            return;
-        };
-        let _ = self.send_locked(psock, queue, &[IoSlice::new(bytes)], messages, true, false);
+        let queue = self.lock();
+        if queue.ended.is_none() {
+            let _ = self.send_locked(psock, queue, &[IoSlice::new(bytes)], messages, true, false);
+        } else {
+            drop(queue);
+        }
+        let queue = self.lock();
+        // SYNC: under the lock, as all who look at it before the connection closes.
+        self.kept_back.fetch_sub(1, Ordering::Relaxed);
+        if queue.state == State::Free && queue.ended.is_none() {
+            // Closing, or giving the stream back, may have waited for this.
+            self.write(psock, queue);
+        }
+    }
+
+    /// A thread begins to keep replies back; it ends with [`Transmit::send_gathered`].
+    pub(crate) fn keep_back(&self) {
+        let _queue = self.lock();
+        self.kept_back.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether nothing waits here, nor with a thread that keeps replies back.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        let queue = self.lock();
+        queue.messages.is_empty() && self.kept_back.load(Ordering::Relaxed) == 0
     }
 
     /// Sends one message, straight from the caller's memory as far as the system takes it at once.
@@ -395,7 +419,8 @@ impl Transmit {
         queue.then = Then::Detach;
         self.open.store(false, Ordering::Relaxed);
         loop {
-            if queue.state == State::Free && queue.messages.is_empty() {
+            let kept_back = self.kept_back.load(Ordering::Relaxed) > 0;
+            if queue.state == State::Free && queue.messages.is_empty() && !kept_back {
                 queue.ended.get_or_insert(EndReason::Closed);
                 self.room.notify_all();
                 return Ok(queue.carrier.take());
@@ -501,7 +526,7 @@ impl Transmit {
                 }
             }
         }
-        if queue.then == Then::Close {
+        if queue.then == Then::Close && self.kept_back.load(Ordering::Relaxed) == 0 {
             queue.ended.get_or_insert(EndReason::Closed);
             queue.carrier = None;
             carrier.shutdown_write();

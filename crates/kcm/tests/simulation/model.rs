@@ -1,0 +1,345 @@
+//! What must come out of a multiplexor, thought of in the simplest way: per peer a row of
+//! messages, each of which is taken once; per socket no step back; per connection one end.
+//!
+//! The model is told what was done and what was seen, and panics at the first thing that cannot
+//! be. What must have happened in the end, it says when asked.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kcm::{ConnectionEvent, ConnectionId, EndReason, Fault};
+
+use crate::peer::{Ending, Peer};
+
+/// A socket of the simulation, for as long as it lives.
+pub(crate) type Key = usize;
+
+#[derive(Default)]
+pub(crate) struct Model {
+    pub(crate) peers: Vec<Far>,
+    pub(crate) connections: HashMap<ConnectionId, Connection>,
+    /// Ids of connections that may be used, in the order of their coming.
+    pub(crate) attached: Vec<ConnectionId>,
+    /// Where each socket stands in each peer's row: the place, and `returns_ended` when it asked.
+    seen: HashMap<(Key, usize), (usize, u64)>,
+    /// Times that a socket gave messages back that it had been given: begun, and done.
+    returns_begun: u64,
+    returns_ended: u64,
+    pub(crate) received: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) attaches: u64,
+    pub(crate) shut_down: bool,
+}
+
+/// A peer's row.
+pub(crate) struct Far {
+    pub(crate) peer: Arc<Peer>,
+    /// Who took each message: the connection that it came from.
+    taken: Vec<Option<ConnectionId>>,
+    /// Where its stream was given back for good.
+    pub(crate) left_at: Option<usize>,
+}
+
+/// One attachment of a stream.
+pub(crate) struct Connection {
+    pub(crate) far: usize,
+    /// The place of its first message, and behind its last when it was unattached.
+    pub(crate) first: usize,
+    pub(crate) upto: Option<usize>,
+    pub(crate) state: State,
+    end: Option<EndReason>,
+    /// Its next message waits for the holder of the previous one.
+    pub(crate) ordered: bool,
+    holder: Option<Key>,
+    /// Limits that were in force at some time.
+    pub(crate) limits: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Attached,
+    /// Somebody is about to unattach it.
+    Leaving,
+    Unattached,
+    Closed,
+    /// It had ended when it was to be unattached: what was not read then is gone.
+    Missed,
+}
+
+impl Model {
+    pub(crate) fn add_peer(&mut self, peer: Arc<Peer>) -> usize {
+        self.peers.push(Far {
+            taken: vec![None; peer.plan.ends.len()],
+            peer,
+            left_at: None,
+        });
+        self.peers.len() - 1
+    }
+
+    pub(crate) fn attached(&mut self, id: ConnectionId, far: usize, first: usize, limit: usize) {
+        self.attaches += 1;
+        self.attached.push(id);
+        let before = self.connections.insert(
+            id,
+            Connection {
+                far,
+                first,
+                upto: None,
+                state: State::Attached,
+                end: None,
+                ordered: false,
+                holder: None,
+                limits: vec![limit],
+            },
+        );
+        assert!(before.is_none(), "{id} was given twice");
+    }
+
+    /// It is not to be used any more.
+    pub(crate) fn leave(&mut self, id: ConnectionId, state: State) {
+        self.attached.retain(|&other| other != id);
+        self.connection(id).state = state;
+    }
+
+    pub(crate) fn connection(&mut self, id: ConnectionId) -> &mut Connection {
+        self.connections
+            .get_mut(&id)
+            .unwrap_or_else(|| panic!("connection {id} was never attached"))
+    }
+
+    /// A socket is about to ask; it is done with what it had. Gives what [`Model::taken`] wants.
+    pub(crate) fn asks(&mut self, socket: Key) -> u64 {
+        for connection in self.connections.values_mut() {
+            if connection.holder == Some(socket) {
+                connection.holder = None;
+            }
+        }
+        self.returns_ended
+    }
+
+    pub(crate) fn begin_return(&mut self) {
+        self.returns_begun += 1;
+    }
+
+    pub(crate) fn end_return(&mut self) {
+        self.returns_ended += 1;
+    }
+
+    /// A socket that asked at `asked` was given this: a message of `len` bytes, or its beginning.
+    pub(crate) fn taken(
+        &mut self,
+        socket: Key,
+        asked: u64,
+        id: ConnectionId,
+        bytes: &[u8],
+        len: usize,
+    ) {
+        let connection = self
+            .connections
+            .get_mut(&id)
+            .unwrap_or_else(|| panic!("a message of {id}, which was never attached"));
+        let far = &mut self.peers[connection.far];
+        let plan = &far.peer.plan;
+        let (origin, number) = plan
+            .wire
+            .identity(bytes)
+            .unwrap_or_else(|| panic!("{id}: no message begins with {bytes:?}"));
+        let place = number as usize;
+        let expected = plan.message(place).unwrap_or_else(|| {
+            panic!(
+                "{id}: message {place}, which is not whole: {:?}",
+                crate::sent::head(bytes)
+            )
+        });
+        assert_eq!(origin, far.peer.origin, "{id}: message {place} of another");
+        assert_eq!(len, expected.len(), "{id}: the length of message {place}");
+        assert!(
+            bytes == &expected[..bytes.len()],
+            "{id}: the bytes of message {place}"
+        );
+        assert!(
+            place >= connection.first,
+            "{id}: message {place} came before it was attached, at {}",
+            connection.first
+        );
+        if let Some(first) = far.taken[place].replace(id) {
+            panic!("{id}: message {place} twice, first from {first}");
+        }
+        if connection.ordered && connection.state == State::Attached {
+            if let Some(holder) = connection.holder.filter(|&holder| holder != socket) {
+                panic!(
+                    "{id} is ordered, and {place} went to socket {socket} while {holder} is at work"
+                );
+            }
+            let before = place.checked_sub(1).filter(|&p| p >= connection.first);
+            assert!(
+                before.is_none_or(|before| far.taken[before].is_some()),
+                "{id} is ordered, and {place} came before the one before it"
+            );
+            connection.holder = Some(socket);
+        }
+        let last = self.seen.insert((socket, connection.far), (place, asked));
+        if let Some((before, then)) = last {
+            // Messages that another socket had and gave back may be older than its own.
+            assert!(
+                before < place
+                    || self.returns_begun > then
+                    || (self.returns_begun > 0 && connection.state == State::Unattached),
+                "{id}: socket {socket} got {place} after {before} ({:?})",
+                connection.state
+            );
+        }
+        self.received += 1;
+        self.received_bytes += len as u64;
+    }
+
+    /// The end of a connection was told.
+    pub(crate) fn ended(&mut self, event: &ConnectionEvent) {
+        let id = event.connection;
+        let shut_down = self.shut_down;
+        let connection = self.connection(id);
+        let (state, limits) = (connection.state, connection.limits.clone());
+        if let Some(before) = connection.end.replace(event.reason) {
+            panic!("{id} ended twice: {before}, then {}", event.reason);
+        }
+        // A peer that has said all, but still listens, can be unattached after the news of it.
+        let half = matches!(
+            event.reason,
+            EndReason::Eof | EndReason::EofInMessage { .. }
+        );
+        assert!(
+            half || state != State::Unattached,
+            "{id} was unattached: {event:?}"
+        );
+        let peer = self.peers[self.connections[&id].far].peer.clone();
+        let feed = *peer.feed();
+        let plan = &peer.plan;
+        let partial = plan.bytes.len() - plan.ends.last().unwrap_or(&0);
+        let right = match event.reason {
+            EndReason::Closed => state == State::Closed || shut_down,
+            EndReason::Eof => feed.ended && plan.ending == Ending::Eof && partial == 0,
+            EndReason::EofInMessage { bytes } => {
+                feed.ended && plan.ending == Ending::Eof && partial == bytes && bytes > 0
+            }
+            EndReason::Reset => peer.error() == Some(libc::ECONNRESET),
+            EndReason::System(errno) => peer.error() == Some(errno),
+            // Which message it was is looked at in the end.
+            EndReason::Fault(Fault::TooBig { len, limit }) => {
+                len > limit as u64 && limits.contains(&limit)
+            }
+            _ => false,
+        };
+        // A Unix stream that is gone may say no more than that it is at its end.
+        let gone = peer.script().is_none() && peer.is_dead();
+        let gone = gone
+            && matches!(
+                event.reason,
+                EndReason::Eof | EndReason::EofInMessage { .. }
+            );
+        assert!(
+            right || gone,
+            "{id} ended with {:?}; planned {:?}, {feed:?}, {partial} bytes in a message, {state:?}",
+            event.reason,
+            plan.ending,
+        );
+    }
+
+    pub(crate) fn has_ended(&self, id: ConnectionId) -> bool {
+        self.connections[&id].end.is_some()
+    }
+
+    /// How many connections take new messages for sure.
+    pub(crate) fn live(&self) -> usize {
+        self.attached
+            .iter()
+            .filter(|id| {
+                let connection = &self.connections[id];
+                connection.end.is_none() && !self.peers[connection.far].peer.is_dead()
+            })
+            .count()
+    }
+
+    /// What is missing of the messages that have arrived whole on connections that live.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (id, connection) in &self.connections {
+            let far = &self.peers[connection.far];
+            let whole = far.peer.plan.whole(far.peer.feed().written);
+            let taken = far.taken[connection.first..]
+                .iter()
+                .take_while(|taken| taken.is_some())
+                .count()
+                + connection.first;
+            let upto = match connection.state {
+                State::Unattached => connection.upto.unwrap_or(connection.first),
+                State::Attached if connection.lossy(far, taken) => taken,
+                State::Attached => whole,
+                // In somebody's hand, perhaps, but never with a gap.
+                State::Leaving | State::Closed | State::Missed => taken,
+            };
+            if taken < upto {
+                missing.push(format!(
+                    "{id}: {taken} of {upto} messages came ({:?}, end {:?}, feed {:?})",
+                    connection.state,
+                    connection.end,
+                    far.peer.feed()
+                ));
+            }
+        }
+        missing
+    }
+
+    /// Everything has been drained: what remains to be checked of the receiving side.
+    pub(crate) fn check_received(&self) {
+        for (id, connection) in &self.connections {
+            let far = &self.peers[connection.far];
+            let end = connection.upto.unwrap_or(far.taken.len());
+            for place in connection.first..far.taken.len() {
+                let here = far.taken[place] == Some(*id);
+                assert!(
+                    place < end || !here,
+                    "{id}: {place} came, and was given back too ({end} on)"
+                );
+            }
+            let mine: Vec<_> = (connection.first..end)
+                .filter(|&place| far.taken[place] == Some(*id))
+                .collect();
+            let gap = mine.iter().zip(connection.first..).find(|(a, b)| **a != *b);
+            assert!(gap.is_none(), "{id}: a gap before message {gap:?}");
+            let told = connection.end.is_some();
+            match connection.state {
+                State::Unattached => {}
+                _ => assert!(told, "{id}: no event of its end ({:?})", connection.state),
+            }
+            if let Some(EndReason::Fault(Fault::TooBig { len, .. })) = connection.end {
+                let next = far.peer.plan.message(connection.first + mine.len());
+                let next = next.map(<[u8]>::len).or(far.peer.plan.begun);
+                assert_eq!(
+                    next.map(|len| len as u64),
+                    Some(len),
+                    "{id}: which was too big?"
+                );
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Whether its stream may have been cut inside a message that was being sent.
+    pub(crate) fn was_cut(&self) -> bool {
+        matches!(
+            self.end,
+            Some(EndReason::Fault(_) | EndReason::Reset | EndReason::System(_))
+        )
+    }
+
+    /// Whether not all that arrived must come out, when `taken` has.
+    fn lossy(&self, far: &Far, taken: usize) -> bool {
+        // What TCP throws away at a reset is its own affair.
+        if far.peer.line.read().is_ok_and(|line| line.is_none()) {
+            return true;
+        }
+        // Limits that were lowered for a while: this one may have been too big then.
+        let next = far.peer.plan.message(taken).map_or(0, <[u8]>::len);
+        self.limits.iter().any(|&limit| next > limit)
+    }
+}
