@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{background, mux::Mux, socket::SocketState};
 
-/// How long an arrival may stay hidden behind a stuck leader. A look costs a wake of the background
+/// Half of how long an arrival may stay hidden behind a stuck leader. A look costs a wake of the background
 /// thread, so it is twenty times what a busy loop's turn takes, not less.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// Looks without any receive after which all are enabled and nobody looks any more.
@@ -40,6 +40,8 @@ struct State {
     busy: bool,
     looking: bool,
     idle_looks: u32,
+    /// The last look saw an arrival that the leader had not come for.
+    hidden_before: bool,
 }
 
 struct Member {
@@ -118,7 +120,11 @@ impl Ring {
             state.idle_looks += 1;
         }
         let idle = state.idle_looks >= IDLE_LOOKS;
-        if idle || (!came && is_readable(epoll)) {
+        // Twice: what has arrived just before this look is no sign of anything.
+        let hidden = !came && is_readable(epoll);
+        let stuck = hidden && state.hidden_before;
+        state.hidden_before = hidden;
+        if idle || stuck {
             state.enable_all(epoll);
         }
         state.looking = !idle;

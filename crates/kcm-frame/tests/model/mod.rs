@@ -88,11 +88,12 @@ impl Parts {
                     value += u128::from(byte) * 256_u128.pow(u32::try_from(place).unwrap());
                 }
                 let counts = (value & u128::from(mask)) / 2_u128.pow(shift);
-                let Ok(units) = i128::try_from(counts * u128::from(scale)) else {
+                // The arithmetic is that of 64 bits, checked at each step: what does not fit before
+                // the bias is added does not fit.
+                let Ok(units) = u64::try_from(counts * u128::from(scale)) else {
                     return Some(Err(()));
                 };
-                // Below 2^127 + 2^63 only by a hair, so the sum is checked too.
-                let total = units.checked_add(bias.into()).ok_or(());
+                let total = i128::from(units).checked_add(bias.into()).ok_or(());
                 let end = (offset + width) as u64;
                 Some(total.and_then(|total| match u64::try_from(total) {
                     Ok(total) if total >= end => Ok(total),
