@@ -95,7 +95,8 @@ impl Ring {
         let leads = state.leader == Some(socket.index);
         state.leader_came |= leads;
         match (found, state.leader) {
-            (true, Some(_)) if !leads => {}
+            // It answers now; it was not known to when the leader was chosen.
+            (true, Some(_)) if !leads => state.enable(place, false, epoll),
             (true, _) => state.hand_on(place, epoll),
             (false, None) => state.lead(place, epoll),
             (false, Some(_)) if leads => {}
