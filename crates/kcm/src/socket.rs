@@ -433,6 +433,9 @@ impl Socket {
                         };
                         psock.map_or(Got::Nothing, Got::Psock)
                     }
+                    Turn::TimedOut if nonblocking => {
+                        mux.glance_beside().map_or(Got::TimedOut, Got::Psock)
+                    }
                     Turn::TimedOut => Got::TimedOut,
                     Turn::Closed => Got::Closed,
                 }

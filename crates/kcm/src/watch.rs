@@ -278,17 +278,23 @@ impl Mux {
         own
     }
 
-    /// Looks for events while the ready list keeps everybody busy, so that the connections in it
-    /// do not starve the others.
-    pub(crate) fn harvest_for_all(self: &Arc<Self>) {
+    /// Looks for events beside a thread that has the watch at this moment: it may have looked just
+    /// before they came, and an edge-triggered loop is not told of them twice.
+    pub(crate) fn glance_beside(self: &Arc<Self>) -> Option<Arc<Psock>> {
         let mut others = Vec::new();
         let own = self.harvest(&mut others, Some(Duration::ZERO));
-        if let Some(psock) = own {
-            psock.release(true);
-        }
         if !others.is_empty() {
             let kick = self.hub.extend(others);
             self.after_push(kick);
+        }
+        own
+    }
+
+    /// Looks for events while the ready list keeps everybody busy, so that the connections in it
+    /// do not starve the others.
+    pub(crate) fn harvest_for_all(self: &Arc<Self>) {
+        if let Some(psock) = self.glance_beside() {
+            psock.release(true);
         }
     }
 
