@@ -127,11 +127,14 @@ impl Mux {
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .take();
+        if carrier.is_some() {
+            psock.leave_untold();
+        }
+        // Counted before the connection's counters are added up at its removal.
+        let rest = self.stop_receiving(&psock);
         if self.remove_psock(id).is_none() {
             return Err(Error::NoSuchConnection);
         }
-        let (messages, rest) = self.stop_receiving(&psock);
-        self.push_messages(messages.into_iter());
         match carrier {
             Some(carrier) => {
                 background::get().forget(&psock, &carrier);
@@ -145,13 +148,13 @@ impl Mux {
         }
     }
 
-    /// Takes the receiving side away from whoever works on it: whole messages that were read, and
-    /// the rest.
-    fn stop_receiving(&self, psock: &Arc<Psock>) -> (Vec<crate::Message>, Vec<u8>) {
-        let mut messages = Vec::new();
+    /// Takes the receiving side away from whoever works on it. Whole messages that were read stay to
+    /// be received; gives the rest.
+    fn stop_receiving(&self, psock: &Arc<Psock>) -> Vec<u8> {
         let mut rx = psock.lock_rx();
+        let mut messages = Vec::new();
         // A socket that walks through a burst keeps what it has taken; the rest is cut here.
-        self.revoke_under(psock, &mut rx);
+        let revoked = self.revoke_under(psock, &mut rx);
         while let Step::Message(frame) = rx.step() {
             let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
             let Some(message) = rx.cut(psock, len) else {
@@ -162,10 +165,18 @@ impl Mux {
             counters.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
             messages.push(message);
         }
+        for message in messages {
+            rx.return_message(message);
+        }
         let rest = rx.take_rest();
         rx.stop();
         psock.end_partial();
-        (messages, rest)
+        drop(rx);
+        psock.offer_returned();
+        if revoked {
+            psock.release(true);
+        }
+        rest
     }
 
     pub(crate) fn listen(self: &Arc<Self>, listener: TcpListener) -> Result<()> {

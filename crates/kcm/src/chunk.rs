@@ -449,6 +449,11 @@ impl<T> Slice<T> {
         unsafe { (*self.block.as_ref().owner.get()).as_ref() }
     }
 
+    /// Where in the block it begins.
+    pub(crate) fn offset(&self) -> usize {
+        self.start.addr().get() - Block::bytes(self.block).addr().get()
+    }
+
     /// Another view, of the bytes from `from` on.
     pub(crate) fn suffix(&self, from: usize) -> Self {
         assert!(from <= self.len);

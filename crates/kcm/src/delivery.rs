@@ -8,9 +8,12 @@
 //! - put back to the ready list when somebody waits, and one thread is woken;
 //! - for a batch, granted up to the caller's share.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    iter,
+    sync::{
+        Arc, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use kcm_frame::{Native, Step, Verdict};
@@ -20,7 +23,7 @@ use crate::{
     event::EndReason,
     gather,
     message::Message,
-    mux::{Mux, Ready},
+    mux::Mux,
     psock::Psock,
     receive::{Fill, Origin, Rx},
     socket::SocketState,
@@ -162,63 +165,20 @@ impl Mux {
         batch: &mut impl Extend<Message>,
     ) -> Option<Taken> {
         let mut rx = psock.rx();
-        let message = loop {
-            match rx.step() {
-                Step::Message(frame) => {
-                    psock.end_partial();
-                    let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-                    break rx.cut(psock, len)?;
-                }
-                Step::Incomplete { need, len } => {
-                    let fill = if psock.edge.swap(false, Ordering::Acquire) {
-                        rx.fill(psock, need, len, false)
-                    } else {
-                        Fill::Nothing
-                    };
-                    match fill {
-                        Fill::Some => {
-                            psock.counters.need_more.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
-                            drop(rx);
-                            self.end_receiving(psock, EndReason::Deadline);
-                            return None;
-                        }
-                        Fill::Nothing => {
-                            rx.settle(psock);
-                            if !rx.bytes().is_empty() {
-                                psock.begin_partial(rx.assembler.limits().assembly_deadline);
-                            }
-                            drop(rx);
-                            psock.release(false);
-                            return None;
-                        }
-                        Fill::HeldBack => {
-                            psock.edge.store(true, Ordering::Relaxed);
-                            drop(rx);
-                            psock.release(false);
-                            return None;
-                        }
-                        Fill::End(reason) => {
-                            drop(rx);
-                            self.end_receiving(psock, reason);
-                            return None;
-                        }
-                    }
-                }
-                Step::Fault(fault) => {
-                    drop(rx);
-                    self.end_receiving(psock, EndReason::Fault(fault));
-                    return None;
-                }
-            }
+        let message = if let Some(message) = rx.next_returned() {
+            state.counters.received(1, message.len());
+            message
+        } else {
+            let message;
+            (rx, message) = self.cut_next(psock, rx)?;
+            psock.count_received(state, 1, message.len());
+            message
         };
         let mut taken = Taken {
             message,
             hand: None,
             ordered: None,
         };
-        psock.count_received(state, 1, taken.message.len());
         if psock.ordered.load(Ordering::Relaxed) {
             // The claim stays with the socket: nobody else can take the next message.
             drop(rx);
@@ -226,7 +186,10 @@ impl Mux {
             taken.ordered = Some(psock.clone());
             return Some(taken);
         }
-        if !rx.bytes().is_empty() {
+        if rx.has_returned() {
+            let returned = iter::from_fn(|| rx.next_returned()).take(want - 1);
+            batch.extend(returned.inspect(|message| state.counters.received(1, message.len())));
+        } else if !rx.bytes().is_empty() {
             match self.lease(psock, &rx, state) {
                 Lent::Hand(hand) => {
                     drop(rx);
@@ -242,8 +205,8 @@ impl Mux {
             }
         }
         // One look ahead, so that nobody is woken for half a message.
-        let more = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
-        let more = more || psock.edge.load(Ordering::Relaxed);
+        let whole = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
+        let more = whole || rx.has_returned() || psock.edge.load(Ordering::Relaxed);
         if !more {
             rx.settle(psock);
             if !rx.bytes().is_empty() {
@@ -253,6 +216,58 @@ impl Mux {
         drop(rx);
         psock.release(more);
         Some(taken)
+    }
+
+    /// Cuts the next message off, after a read if there must be one. `None`: there is none; the
+    /// claim is given back then.
+    fn cut_next<'a>(
+        &self,
+        psock: &'a Arc<Psock>,
+        mut rx: MutexGuard<'a, Rx>,
+    ) -> Option<(MutexGuard<'a, Rx>, Message)> {
+        let end = loop {
+            let (need, len) = match rx.step() {
+                Step::Message(frame) => {
+                    psock.end_partial();
+                    let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
+                    let message = rx.cut(psock, len)?;
+                    return Some((rx, message));
+                }
+                Step::Fault(fault) => break Some(EndReason::Fault(fault)),
+                Step::Incomplete { need, len } => (need, len),
+            };
+            let fill = if psock.edge.swap(false, Ordering::Acquire) {
+                rx.fill(psock, need, len, false)
+            } else {
+                Fill::Nothing
+            };
+            match fill {
+                Fill::Some => {
+                    psock.counters.need_more.fetch_add(1, Ordering::Relaxed);
+                }
+                Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
+                    break Some(EndReason::Deadline);
+                }
+                Fill::Nothing => {
+                    rx.settle(psock);
+                    if !rx.bytes().is_empty() {
+                        psock.begin_partial(rx.assembler.limits().assembly_deadline);
+                    }
+                    break None;
+                }
+                Fill::HeldBack => {
+                    psock.edge.store(true, Ordering::Relaxed);
+                    break None;
+                }
+                Fill::End(reason) => break Some(reason),
+            }
+        };
+        drop(rx);
+        if let Some(reason) = end {
+            self.end_receiving(psock, reason);
+        }
+        psock.release(false);
+        None
     }
 
     /// Leases the rest of a burst to the caller, if nobody else waits for a message.
@@ -339,8 +354,7 @@ impl Mux {
         psock.count_received(state, messages, bytes);
     }
 
-    /// Nothing more can be received from this connection, whose claim the caller has (and keeps:
-    /// nobody will need it again).
+    /// Nothing more can be received from this connection, whose claim the caller has.
     pub(crate) fn end_receiving(&self, psock: &Arc<Psock>, reason: EndReason) {
         {
             let mut rx = psock.rx();
@@ -351,30 +365,5 @@ impl Mux {
         }
         psock.end_partial();
         self.receiving_ended(psock, reason);
-    }
-
-    /// An item of the ready list becomes a message.
-    pub(crate) fn take_ready(
-        &self,
-        ready: Ready,
-        state: &SocketState,
-        want: usize,
-        batch: &mut impl Extend<Message>,
-    ) -> Option<Taken> {
-        match ready {
-            // Its connection has counted it when it was cut.
-            Ready::Message(message) => {
-                state.counters.received(1, message.len());
-                Some(Taken {
-                    message,
-                    hand: None,
-                    ordered: None,
-                })
-            }
-            Ready::Psock(psock) => {
-                psock.claim.claim();
-                self.take(&psock, state, want, batch)
-            }
-        }
     }
 }

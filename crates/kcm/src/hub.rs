@@ -215,7 +215,9 @@ impl<T> Hub<T> {
         debug_assert!(state.watcher);
         state.watcher = false;
         self.kicked.store(false, Ordering::Release);
-        state.ready.extend(items);
+        if !state.closed {
+            state.ready.extend(items);
+        }
         self.ready.store(state.ready.len(), Ordering::Relaxed);
         let wake = if state.ready.is_empty() {
             if successor || state.deputy.is_none() {
@@ -236,19 +238,24 @@ impl<T> Hub<T> {
         self.kicked.load(Ordering::SeqCst)
     }
 
-    /// Adds an item at the back.
-    pub(crate) fn push(&self, item: T) -> Kick {
-        self.add(|ready| ready.push_back(item))
+    /// Adds an item at the back; gives it back when all is closed.
+    pub(crate) fn push(&self, item: T) -> Result<Kick, T> {
+        self.add(item, VecDeque::push_back)
     }
 
-    /// Adds items at the front, in their order: they are older than the others.
-    pub(crate) fn extend_front(&self, items: impl DoubleEndedIterator<Item = T>) -> Kick {
-        self.add(|ready| items.rev().for_each(|item| ready.push_front(item)))
+    /// As above, at the front: older than what is ready.
+    pub(crate) fn push_front(&self, item: T) -> Result<Kick, T> {
+        self.add(item, VecDeque::push_front)
     }
 
-    /// Adds several items at the back.
+    /// Adds several items at the back; when all is closed, they are dropped.
     pub(crate) fn extend(&self, items: impl IntoIterator<Item = T>) -> Kick {
-        self.add(|ready| ready.extend(items))
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Kick::None;
+        }
+        state.ready.extend(items);
+        self.after_add(state)
     }
 
     /// Brings the watcher back, so that it looks again at what it waits for.
@@ -256,16 +263,16 @@ impl<T> Hub<T> {
         self.kick_locked(&lock(&self.state))
     }
 
-    /// Nothing more will come: everybody is to leave.
-    pub(crate) fn close(&self) -> Kick {
+    /// Nothing more will come: everybody is to leave. Gives what was ready.
+    pub(crate) fn close(&self) -> (Kick, VecDeque<T>) {
         let mut state = lock(&self.state);
         state.closed = true;
-        state.ready.clear();
+        let ready = std::mem::take(&mut state.ready);
         self.ready.store(0, Ordering::Relaxed);
         for parker in state.parked.drain(..) {
             parker.0.notify_all();
         }
-        self.kick_locked(&state)
+        (self.kick_locked(&state), ready)
     }
 
     fn kick_locked(&self, state: &State<T>) -> Kick {
@@ -277,12 +284,16 @@ impl<T> Hub<T> {
         }
     }
 
-    fn add(&self, add: impl FnOnce(&mut VecDeque<T>)) -> Kick {
+    fn add(&self, item: T, add: impl FnOnce(&mut VecDeque<T>, T)) -> Result<Kick, T> {
         let mut state = lock(&self.state);
         if state.closed {
-            return Kick::None;
+            return Err(item);
         }
-        add(&mut state.ready);
+        add(&mut state.ready, item);
+        Ok(self.after_add(state))
+    }
+
+    fn after_add(&self, mut state: MutexGuard<'_, State<T>>) -> Kick {
         self.ready.store(state.ready.len(), Ordering::Relaxed);
         let wake = wake_one(&mut state);
         // With a wake under way the woken thread looks; a thread that watches would not.

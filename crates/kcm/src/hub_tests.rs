@@ -25,9 +25,9 @@ fn a_push_wakes_a_parked_thread_or_kicks_the_watcher() {
     let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
     assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
     assert!(!hub.is_kicked());
-    assert_eq!(hub.push(7), Kick::Watcher);
+    assert_eq!(hub.push(7), Ok(Kick::Watcher));
     assert!(hub.is_kicked());
-    assert_eq!(hub.push(8), Kick::None, "it is on its way");
+    assert_eq!(hub.push(8), Ok(Kick::None), "it is on its way");
     hub.leave_watch([], false);
     assert!(!hub.is_kicked());
     assert_eq!((hub.pop(), hub.pop(), hub.pop()), (Some(7), Some(8), None));
@@ -45,7 +45,7 @@ fn a_push_wakes_a_parked_thread_or_kicks_the_watcher() {
     while lock(&hub.state).parked.is_empty() {
         thread::yield_now();
     }
-    assert_eq!(hub.push(9), Kick::None);
+    assert_eq!(hub.push(9), Ok(Kick::None));
     assert_eq!(other.join().unwrap(), Turn::Item(9));
 }
 
@@ -78,10 +78,10 @@ fn closing_sends_everybody_home() {
     while lock(&hub.state).parked.len() < 3 {
         thread::yield_now();
     }
-    assert_eq!(hub.close(), Kick::Watcher);
+    assert_eq!(hub.close().0, Kick::Watcher);
     for other in others {
         assert_eq!(other.join().unwrap(), Turn::Closed);
     }
-    assert_eq!(hub.push(1), Kick::None);
+    assert_eq!(hub.push(1), Err(1));
     assert_eq!(hub.try_turn(), Turn::Closed);
 }

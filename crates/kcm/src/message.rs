@@ -52,6 +52,13 @@ impl Message {
         &origin.expect("a connection's buffers have an owner").psock
     }
 
+    /// Where it begins in its connection's stream, in bytes.
+    pub(crate) fn stream_position(&self) -> u64 {
+        let origin = self.slice.owner();
+        let origin = origin.expect("a connection's buffers have an owner");
+        origin.stream_position() + self.slice.offset() as u64
+    }
+
     /// Another view of the same message, from this byte on.
     pub(crate) fn share_from(&self, from: usize) -> Self {
         Self {

@@ -22,7 +22,6 @@ use crate::{
     gather,
     hub::{Hub, Kick},
     memory::Memory,
-    message::Message,
     psock::Psock,
     readiness::Readiness,
     receive::Rx,
@@ -42,16 +41,9 @@ const MOST_EVENTS: usize = 65_536;
 /// such peers are simply gone.
 pub(crate) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// What a thread that receives may work on.
-pub(crate) enum Ready {
-    /// A connection that has, or may have, a message.
-    Psock(Arc<Psock>),
-    /// A message whose connection was taken away, or whose socket was closed.
-    Message(Message),
-}
-
 pub(crate) struct Mux {
-    pub(crate) hub: Hub<Ready>,
+    /// Its items are connections that have, or may have, a message.
+    pub(crate) hub: Hub<Arc<Psock>>,
     pub(crate) watch: Watch,
     pub(crate) solo: Solo,
     pub(crate) readiness: Readiness,
@@ -300,14 +292,20 @@ impl Mux {
 
     /// A connection has work for a thread that receives.
     pub(crate) fn push_ready(&self, psock: Arc<Psock>) {
-        let kick = self.hub.push(Ready::Psock(psock));
-        self.after_push(kick);
+        self.pushed(self.hub.push(psock));
     }
 
-    /// Messages that were in somebody's hand: older than anything that is ready.
-    pub(crate) fn push_messages(&self, messages: impl DoubleEndedIterator<Item = Message>) {
-        let kick = self.hub.extend_front(messages.map(Ready::Message));
-        self.after_push(kick);
+    /// A connection has messages that were given back: older than others.
+    pub(crate) fn push_ready_first(&self, psock: Arc<Psock>) {
+        self.pushed(self.hub.push_front(psock));
+    }
+
+    fn pushed(&self, result: std::result::Result<Kick, Arc<Psock>>) {
+        match result {
+            Ok(kick) => self.after_push(kick),
+            // Closed: nobody will ask.
+            Err(psock) => psock.forget_returned(),
+        }
     }
 
     pub(crate) fn after_push(&self, kick: Kick) {
@@ -539,6 +537,7 @@ impl Mux {
         gather::flush_before(psock);
         psock.tell_end(EndReason::Closed);
         psock.lock_rx().stop();
+        psock.forget_returned();
         if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
             background::get().linger(psock, self.linger);
         }
@@ -647,9 +646,12 @@ impl Mux {
             return;
         }
         background::get().stop_listening(self);
-        let kick = self.hub.close();
+        let (kick, ready) = self.hub.close();
         if kick == Kick::Watcher {
             self.watch.bring_back(&self.hub);
+        }
+        for psock in ready {
+            psock.forget_returned();
         }
         for psock in self.all_psocks() {
             self.close_psock(&psock);

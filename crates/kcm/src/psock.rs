@@ -12,8 +12,8 @@ use std::{
 use kcm_frame::{Assembler, Framing, Limits};
 
 use crate::{
-    attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, mux::Mux,
-    receive::Rx, transmit::Transmit, transport::Carrier,
+    attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
+    mux::Mux, receive::Rx, transmit::Transmit, transport::Carrier,
 };
 
 pub(crate) struct Psock {
@@ -173,6 +173,33 @@ impl Psock {
         }
     }
 
+    /// A message that was in somebody's hand stands at the front again: for whoever asks next. That
+    /// holds for a connection that has left the multiplexor too.
+    pub(crate) fn give_back(self: &Arc<Self>, message: Message) {
+        self.lock_rx().return_message(message);
+        self.offer_returned();
+    }
+
+    /// Messages have been put back.
+    pub(crate) fn offer_returned(self: &Arc<Self>) {
+        if self.claim.notify() {
+            self.mux.push_ready_first(self.clone());
+        } else {
+            self.mux.bring_watcher_back();
+        }
+        // Who closes the multiplexor may not have found it among what is ready.
+        if self.mux.is_closed() {
+            self.forget_returned();
+        }
+    }
+
+    /// Nobody will ask for what was given back. (It keeps its connection alive: it must not keep
+    /// one that is gone.)
+    pub(crate) fn forget_returned(&self) {
+        let returned = self.lock_rx().take_returned();
+        drop(returned);
+    }
+
     /// A socket has a message of this ordered connection, and its claim.
     pub(crate) fn hold_for_order(&self) {
         self.held_for_order.store(true, Ordering::Release);
@@ -195,6 +222,11 @@ impl Psock {
     /// Whether its end was told.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// Its stream is given back: no end is to be told of it any more.
+    pub(crate) fn leave_untold(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Tells the end of the connection, the first time.

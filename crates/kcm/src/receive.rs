@@ -13,10 +13,11 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     io,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -49,14 +50,21 @@ pub(crate) struct Origin {
     /// What of the multiplexor's memory it takes: the bytes that are filled. (The system gives
     /// memory for the others when they are.)
     charged_bytes: AtomicUsize,
+    /// Where in the connection's stream the chunk begins; changed only while nobody has a view of it.
+    stream_position: AtomicU64,
 }
 
 impl Origin {
-    fn new(psock: &Arc<Psock>, charged_bytes: usize) -> Self {
+    fn new(psock: &Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
         Self {
             psock: psock.clone(),
             charged_bytes: AtomicUsize::new(charged_bytes),
+            stream_position: AtomicU64::new(stream_position),
         }
+    }
+
+    pub(crate) fn stream_position(&self) -> u64 {
+        self.stream_position.load(Ordering::Relaxed)
     }
 
     /// So many bytes are filled now.
@@ -96,6 +104,10 @@ pub(crate) struct Rx {
     buffer: Option<Buffer<Origin>>,
     /// Where, in the buffer, the next message begins.
     pub(crate) position: usize,
+    /// Where, in the stream, the buffer begins.
+    stream_position: u64,
+    /// Messages that were cut off and given back, in the order of the stream: before all others.
+    returned: VecDeque<Message>,
     /// Bytes that were read before the connection was attached.
     early: Vec<u8>,
 }
@@ -107,6 +119,8 @@ impl Rx {
             assembler,
             buffer: None,
             position: 0,
+            stream_position: 0,
+            returned: VecDeque::new(),
             early: already_read.to_vec(),
         }
     }
@@ -135,7 +149,7 @@ impl Rx {
         let range = self.position..self.position + len;
         let pins = len <= SETTLE_BYTES && buffer.capacity() > SETTLE_BYTES;
         let slice: Slice<Origin> = if pins && psock.mux.memory.is_much_used() {
-            let mut small = owned(psock, len);
+            let mut small = owned(psock, len, self.stream_position + self.position as u64);
             small.extend(&buffer.filled()[range]);
             small.slice(0..len)
         } else {
@@ -144,6 +158,34 @@ impl Rx {
         self.assembler.delivered(&slice);
         self.set_position(self.position + len);
         Some(Message::new(slice))
+    }
+
+    /// Puts a message back that was cut off.
+    pub(crate) fn return_message(&mut self, message: Message) {
+        let at = message.stream_position();
+        let place = self
+            .returned
+            .partition_point(|other| other.stream_position() < at);
+        self.returned.insert(place, message);
+    }
+
+    /// The first of the messages that were given back.
+    pub(crate) fn next_returned(&mut self) -> Option<Message> {
+        self.returned.pop_front()
+    }
+
+    pub(crate) fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    pub(crate) fn take_returned(&mut self) -> VecDeque<Message> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// What is left begins the buffer from now on.
+    fn rebase(&mut self) {
+        self.stream_position += self.position as u64;
+        self.position = 0;
     }
 
     /// Says where the next message begins, after others have walked through a part.
@@ -165,7 +207,7 @@ impl Rx {
                 && (psock.mux.psock_count() != 1 || buffer.capacity() != CHUNK_BYTES)
         }) {
             keep_spare(buffer);
-            self.position = 0;
+            self.rebase();
         }
     }
 
@@ -177,12 +219,12 @@ impl Rx {
         if psock.mux.psock_count() == 1 || len > SETTLE_BYTES || buffer.capacity() <= SETTLE_BYTES {
             return;
         }
-        let mut small = owned(psock, len);
+        let mut small = owned(psock, len, self.stream_position + self.position as u64);
         small.extend(&buffer.filled()[self.position..]);
         if let Some(large) = self.buffer.replace(small) {
             keep_spare(large);
         }
-        self.position = 0;
+        self.rebase();
     }
 
     /// Nothing more will be read. What is left is no message, and given back should the stream be.
@@ -206,7 +248,7 @@ impl Rx {
         let mut rest = self.bytes().to_vec();
         rest.append(&mut self.early);
         self.buffer = None;
-        self.position = 0;
+        self.rebase();
         rest
     }
 
@@ -283,7 +325,12 @@ impl Rx {
     /// The bytes that were read before the stream was attached come first.
     fn fill_early(&mut self, psock: &Arc<Psock>) -> Fill {
         let early = std::mem::take(&mut self.early);
-        let mut buffer = owned(psock, self.bytes().len() + early.len());
+        self.stream_position += self.position as u64;
+        let mut buffer = owned(
+            psock,
+            self.bytes().len() + early.len(),
+            self.stream_position,
+        );
         buffer.extend(self.bytes());
         buffer.extend(&early);
         self.buffer = Some(buffer);
@@ -302,7 +349,11 @@ impl Rx {
                 && buffer.is_unique()
             {
                 buffer.keep_from(self.position);
-                self.position = 0;
+                self.rebase();
+                if let Some(origin) = buffer.owner() {
+                    let at = self.stream_position;
+                    origin.stream_position.store(at, Ordering::Relaxed);
+                }
                 return Some((buffer, false));
             }
             let missing = whole.saturating_sub(rest);
@@ -321,7 +372,8 @@ impl Rx {
                 return None;
             }
             let mut new = Buffer::with_capacity(whole);
-            new.set_owner(Some(Origin::new(psock, whole)));
+            let at = self.stream_position + self.position as u64;
+            new.set_owner(Some(Origin::new(psock, whole, at)));
             (new, false)
         } else {
             if !psock.mux.memory.has_room(CHUNK_BYTES, psock) {
@@ -333,7 +385,7 @@ impl Rx {
         if let Some(old) = self.buffer.take() {
             keep_spare(old);
         }
-        self.position = 0;
+        self.rebase();
         Some((new, fresh))
     }
 
@@ -341,19 +393,19 @@ impl Rx {
     fn put_back(&mut self, psock: &Arc<Psock>, mut buffer: Buffer<Origin>, fresh: bool) {
         let len = buffer.len() - self.position;
         if len == 0 && fresh {
-            self.position = 0;
+            self.rebase();
             keep_spare(buffer);
         } else if fresh && len <= SETTLE_BYTES && psock.mux.psock_count() != 1 {
-            let mut small = owned(psock, len);
+            let mut small = owned(psock, len, self.stream_position + self.position as u64);
             small.extend(&buffer.filled()[self.position..]);
-            self.position = 0;
+            self.rebase();
             self.buffer = Some(small);
             keep_spare(buffer);
         } else {
             if fresh {
                 let filled = buffer.len();
                 psock.mux.memory.charge(filled);
-                buffer.set_owner(Some(Origin::new(psock, filled)));
+                buffer.set_owner(Some(Origin::new(psock, filled, self.stream_position)));
             } else if let (Some(origin), false) = (buffer.owner(), buffer.capacity() > CHUNK_BYTES)
             {
                 // (A long message has reserved its memory.)
@@ -364,11 +416,11 @@ impl Rx {
     }
 }
 
-/// Memory of just this size for bytes of this connection.
-fn owned(psock: &Arc<Psock>, len: usize) -> Buffer<Origin> {
+/// Memory of just this size for bytes of this connection from this place on.
+fn owned(psock: &Arc<Psock>, len: usize, stream_position: u64) -> Buffer<Origin> {
     psock.mux.memory.charge(len);
     let mut buffer = Buffer::with_capacity(len);
-    buffer.set_owner(Some(Origin::new(psock, len)));
+    buffer.set_owner(Some(Origin::new(psock, len, stream_position)));
     buffer
 }
 

@@ -13,13 +13,13 @@ use std::{
 
 use crate::{
     connection::ConnectionId,
-    delivery::{Hand, HandEnd, Taken},
+    delivery::{Hand, HandEnd},
     error::{Error, Result},
     gather,
     hub::{Parker, SharedParker, Turn},
     lease::Lease,
     message::Message,
-    mux::{Mux, Ready},
+    mux::Mux,
     psock::Psock,
     readiness::Poll,
     send::OpenMessage,
@@ -217,12 +217,13 @@ impl Socket {
             _ => None,
         };
         let first = match first {
-            Some(first) => first,
-            None => self.recv_slow(max)?,
+            Some(first) => First::Fresh(first),
+            None if self.partial.is_some() => First::Begun,
+            None => First::Fresh(self.recv_slow(max)?),
         };
         Ok(Batch {
             left: max - 1,
-            first: Some(first),
+            first,
             socket: self,
         })
     }
@@ -247,9 +248,12 @@ impl Socket {
 
     /// Says that this socket is done with what it received, without asking for more: the next
     /// message of an ordered connection may go to others ([`crate::Connection::set_ordered`]), and
-    /// replies kept back for one another go out.
+    /// replies kept back for one another go out. (A message that was only looked at, or read in
+    /// part, is still to be received: its connection waits.)
     pub fn done(&mut self) {
-        self.finish_ordered();
+        if self.partial.is_none() {
+            self.finish_ordered();
+        }
         gather::end();
         if let Some(hand) = &self.hand {
             gather::begin(&hand.psock);
@@ -370,18 +374,14 @@ impl Socket {
                     self.mux.harvest_for_all();
                 }
             }
-            if let Some(ready) = self.mux.hub.pop() {
-                if let Some(message) = self.take_ready(ready, want) {
+            if let Some(psock) = self.mux.hub.pop() {
+                psock.claim.claim();
+                if let Some(message) = self.take(psock, want) {
                     return Ok(message);
                 }
                 continue;
             }
             match self.turn(nonblocking, &mut looked, deadline) {
-                Got::Ready(ready) => {
-                    if let Some(message) = self.take_ready(ready, want) {
-                        return Ok(message);
-                    }
-                }
                 Got::Psock(psock) => {
                     if let Some(message) = self.take(psock, want) {
                         return Ok(message);
@@ -424,7 +424,10 @@ impl Socket {
                     mux.hub.turn(parker, deadline)
                 };
                 match turn {
-                    Turn::Item(ready) => Got::Ready(ready),
+                    Turn::Item(psock) => {
+                        psock.claim.claim();
+                        Got::Psock(psock)
+                    }
                     Turn::Watch => {
                         let psock = if nonblocking {
                             mux.glance(looked)
@@ -466,13 +469,6 @@ impl Socket {
         }
     }
 
-    fn take_ready(&mut self, ready: Ready, want: usize) -> Option<Message> {
-        let taken = self
-            .mux
-            .take_ready(ready, &self.state, want, &mut self.granted)?;
-        Some(self.keep(taken))
-    }
-
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         let generation = self.mux.generation();
         let taken = self
@@ -484,13 +480,21 @@ impl Socket {
             }
             self.known = Some(Known { psock, generation });
         }
-        Some(self.keep(taken))
-    }
-
-    fn keep(&mut self, taken: Taken) -> Message {
         self.hand = taken.hand;
         self.ordered = taken.ordered;
-        taken.message
+        Some(taken.message)
+    }
+
+    /// Messages that this socket was given are for whoever asks next; then it is done with their
+    /// connection.
+    fn give_back(&mut self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            self.state.counters.returned(message.len());
+            message.psock().clone().give_back(message);
+        }
+        if self.partial.is_none() {
+            self.finish_ordered();
+        }
     }
 
     /// The ordered connection that this socket was working on may go on.
@@ -515,7 +519,6 @@ impl Socket {
 }
 
 enum Got {
-    Ready(Ready),
     Psock(Arc<Psock>),
     Nothing,
     TimedOut,
@@ -537,32 +540,25 @@ impl AsFd for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.finish_ordered();
         if self.solo {
             self.mux.break_solo();
         }
-        let mut messages: Vec<Message> = self
-            .partial
-            .take()
-            .map(|(message, _)| message)
-            .into_iter()
-            .collect();
+        let mut messages = std::mem::take(&mut self.granted);
+        messages.extend(self.partial.take().map(|(message, _)| message));
+        let mut back = None;
         if let Some(hand) = self.hand.take() {
             match hand.end(&self.mux, &self.state) {
-                HandEnd::Back(psock) => psock.release(true),
+                HandEnd::Back(psock) => back = Some(psock),
                 HandEnd::Revoked(message) => messages.extend(message),
             }
         }
-        messages.extend(self.granted.drain(..));
-        for message in &messages {
-            self.state.counters.returned(message.len());
+        self.give_back(messages);
+        if let Some(psock) = back {
+            psock.release(true);
         }
         self.state.poll.close(&self.mux, &self.state);
         self.mux.counters.absorb_socket(&self.state.counters);
         self.mux.remove_socket(self.state.index);
-        if !messages.is_empty() {
-            self.mux.push_messages(messages.into_iter());
-        }
         self.mux.drop_handle();
     }
 }
@@ -578,8 +574,30 @@ impl fmt::Debug for Socket {
 /// Messages taken together; from [`Socket::recv_batch`].
 pub struct Batch<'a> {
     socket: &'a mut Socket,
-    first: Option<Message>,
+    first: First,
     left: usize,
+}
+
+/// The first message of a batch.
+enum First {
+    Taken,
+    Fresh(Message),
+    /// The one that the socket has looked at, or read in part; it stays there until it is taken.
+    Begun,
+}
+
+impl Batch<'_> {
+    #[cold]
+    fn take_first(&mut self) -> Option<Message> {
+        match std::mem::replace(&mut self.first, First::Taken) {
+            First::Taken => None,
+            First::Fresh(message) => Some(message),
+            First::Begun => {
+                let (message, from) = self.socket.partial.take()?;
+                Some(message.share_from(from))
+            }
+        }
+    }
 }
 
 impl Iterator for Batch<'_> {
@@ -587,8 +605,8 @@ impl Iterator for Batch<'_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Message> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
+        if !matches!(self.first, First::Taken) {
+            return self.take_first();
         }
         if self.left == 0 {
             return None;
@@ -604,25 +622,26 @@ impl Iterator for Batch<'_> {
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
         let socket = &mut *self.socket;
-        if self.first.is_some() || !socket.granted.is_empty() {
+        let first = match std::mem::replace(&mut self.first, First::Taken) {
+            First::Fresh(first) => Some(first),
+            First::Begun | First::Taken => None,
+        };
+        if first.is_some() || !socket.granted.is_empty() {
             // Not wanted now: for whoever asks next, before what comes behind.
-            let hand = if self.first.is_some() {
+            let hand = if first.is_some() {
                 socket.hand.take()
             } else {
                 None
             };
-            let first = self.first.take().into_iter();
-            let mut messages: Vec<Message> = first.chain(socket.granted.drain(..)).collect();
+            let mut messages = std::mem::take(&mut socket.granted);
+            messages.extend(first);
             let mut back = None;
             match hand.map(|hand| hand.end(&socket.mux, &socket.state)) {
                 Some(HandEnd::Back(psock)) => back = Some(psock),
                 Some(HandEnd::Revoked(message)) => messages.extend(message),
                 None => {}
             }
-            for message in &messages {
-                socket.state.counters.returned(message.len());
-            }
-            socket.mux.push_messages(messages.into_iter());
+            socket.give_back(messages);
             if let Some(psock) = back {
                 psock.release(true);
             }

@@ -146,7 +146,7 @@ impl Mux {
         let Step::Incomplete { need, len } = rx.step() else {
             return None;
         };
-        if !rx.bytes().is_empty() || !rx.must_wait() || psock.is_wanted() {
+        if !rx.bytes().is_empty() || rx.has_returned() || !rx.must_wait() || psock.is_wanted() {
             return None;
         }
         let mut fill = Fill::Nothing;

@@ -31,13 +31,7 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
-    error::Result,
-    hub::Hub,
-    mux::{Mux, Ready},
-    psock::Psock,
-    receive::Fill,
-    spin::Spin,
-    sys,
+    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, sys,
     transport::Carrier,
 };
 
@@ -308,6 +302,7 @@ impl Mux {
             || !psock.can_be_watched_alone()
             || !sys::nudge_ready()
             || psock.is_wanted()
+            || psock.has_ended()
             || !psock.claim.claim_idle()
         {
             return None;
@@ -328,7 +323,7 @@ impl Mux {
     ) -> Option<Arc<Psock>> {
         let mut rx = psock.rx();
         let (need, len) = match rx.step() {
-            Step::Incomplete { need, len } if rx.must_wait() => (need, len),
+            Step::Incomplete { need, len } if rx.must_wait() && !rx.has_returned() => (need, len),
             // There is something to do, or nothing to wait for.
             _ => {
                 drop(rx);
@@ -387,7 +382,10 @@ impl Mux {
                 psock.release(false);
                 self.wait_for_bell(deadline);
             }
-            Fill::End(reason) => self.end_receiving(&psock, reason),
+            Fill::End(reason) => {
+                self.end_receiving(&psock, reason);
+                psock.release(false);
+            }
         }
         None
     }
@@ -406,7 +404,7 @@ impl Mux {
     /// Waits in the epoll.
     fn watch_epoll(
         self: &Arc<Self>,
-        others: &mut Vec<Ready>,
+        others: &mut Vec<Arc<Psock>>,
         spin: &mut Spin,
         timeout: Option<Duration>,
     ) -> Option<Arc<Psock>> {
@@ -426,7 +424,11 @@ impl Mux {
     }
 
     /// Waits for events; the first connection with its claim, the others to be pushed.
-    fn harvest(&self, others: &mut Vec<Ready>, timeout: Option<Duration>) -> Option<Arc<Psock>> {
+    fn harvest(
+        &self,
+        others: &mut Vec<Arc<Psock>>,
+        timeout: Option<Duration>,
+    ) -> Option<Arc<Psock>> {
         let most = if self.socket_count() > 1 {
             HARVEST_SHARED
         } else {
@@ -454,7 +456,7 @@ impl Mux {
                     psock.claim.claim();
                     own = Some(psock.clone());
                 } else {
-                    others.push(Ready::Psock(psock.clone()));
+                    others.push(psock.clone());
                 }
             }
         });

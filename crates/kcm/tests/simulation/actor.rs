@@ -137,10 +137,6 @@ impl Actor {
         let mut model = self.world.model();
         model.begin_return();
         model.asks(sock.key);
-        if let Some((id, _)) = sock.peeked.as_ref().or(sock.part.as_ref()) {
-            // Its next holder is not waited for.
-            model.connection(*id).ordered = false;
-        }
         drop(model);
         drop(sock.socket);
         self.world.model().end_return();
@@ -171,10 +167,9 @@ impl Actor {
     fn done(&mut self) {
         let one = self.random.below(self.sockets.len());
         let sock = &mut self.sockets[one];
-        if sock.peeked.is_some() || sock.part.is_some() {
-            return;
+        if sock.peeked.is_none() && sock.part.is_none() {
+            self.world.model().asks(sock.key);
         }
-        self.world.model().asks(sock.key);
         sock.socket.done();
     }
 
@@ -302,12 +297,6 @@ impl Actor {
             0 => self.random.below(max + 1),
             _ => max,
         };
-        // The rest of a message that was read in part is not given back.
-        let sock = &self.sockets[one];
-        let begun = sock.part.is_some() || sock.peeked.is_some();
-        // Nor is one of an ordered connection: it would not be waited for with its next holder.
-        let begun = begun || self.world.setup.ordered;
-        let enough = enough.max(usize::from(begun));
         let returns = enough < max;
         if returns {
             self.world.model().begin_return();

@@ -19,8 +19,9 @@ pub(crate) struct Model {
     pub(crate) connections: HashMap<ConnectionId, Connection>,
     /// Ids of connections that may be used, in the order of their coming.
     pub(crate) attached: Vec<ConnectionId>,
-    /// Where each socket stands in each peer's row: the place, and `returns_ended` when it asked.
-    seen: HashMap<(Key, usize), (usize, u64)>,
+    /// Where each socket stands in each connection's row: the place, and `returns_ended` when it
+    /// asked.
+    seen: HashMap<(Key, ConnectionId), (usize, u64)>,
     /// Times that a socket gave messages back that it had been given: begun, and done.
     returns_begun: u64,
     returns_ended: u64,
@@ -177,13 +178,11 @@ impl Model {
             );
             connection.holder = Some(socket);
         }
-        let last = self.seen.insert((socket, connection.far), (place, asked));
+        let last = self.seen.insert((socket, id), (place, asked));
         if let Some((before, then)) = last {
             // Messages that another socket had and gave back may be older than its own.
             assert!(
-                before < place
-                    || self.returns_begun > then
-                    || (self.returns_begun > 0 && connection.state == State::Unattached),
+                before < place || self.returns_begun > then,
                 "{id}: socket {socket} got {place} after {before} ({:?})",
                 connection.state
             );
