@@ -172,10 +172,7 @@ impl Mux {
         rx.stop();
         psock.end_partial();
         drop(rx);
-        psock.offer_returned();
-        if revoked {
-            psock.release(true);
-        }
+        psock.offer_returned(revoked);
         rest
     }
 

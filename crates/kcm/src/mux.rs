@@ -611,6 +611,9 @@ impl Mux {
     /// Takes the lease of a connection back, whose receiving side the caller has locked: lease and
     /// position change together. False: it has none.
     pub(crate) fn revoke_under(&self, psock: &Arc<Psock>, rx: &mut Rx) -> bool {
+        if self.leases.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
         let of_this = |leased: &Arc<Psock>| Arc::ptr_eq(leased, psock);
         let revoke = |socket: &Arc<SocketState>| socket.lease.revoke(of_this);
         let Some(position) = self.all_sockets().iter().find_map(revoke) else {

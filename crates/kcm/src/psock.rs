@@ -176,13 +176,19 @@ impl Psock {
     /// A message that was in somebody's hand stands at the front again: for whoever asks next. That
     /// holds for a connection that has left the multiplexor too.
     pub(crate) fn give_back(self: &Arc<Self>, message: Message) {
-        self.lock_rx().return_message(message);
-        self.offer_returned();
+        let mut rx = self.lock_rx();
+        // Who walks through a burst of it is not to go on before this one.
+        let revoked = self.mux.revoke_under(self, &mut rx);
+        rx.return_message(message);
+        drop(rx);
+        self.offer_returned(revoked);
     }
 
-    /// Messages have been put back.
-    pub(crate) fn offer_returned(self: &Arc<Self>) {
-        if self.claim.notify() {
+    /// Messages have been put back; `claimed`: the caller has the claim, from a lease.
+    pub(crate) fn offer_returned(self: &Arc<Self>, claimed: bool) {
+        if claimed {
+            self.release(true);
+        } else if self.claim.notify() {
             self.mux.push_ready_first(self.clone());
         } else {
             self.mux.bring_watcher_back();
