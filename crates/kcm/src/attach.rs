@@ -127,12 +127,11 @@ impl Mux {
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .take();
-        if carrier.is_some() {
-            psock.leave_untold();
-        }
+        // With the stream in hand, whoever finds the connection's end at this moment does not tell it.
+        let untold = carrier.is_some() && psock.leave_untold();
         // Counted before the connection's counters are added up at its removal.
         let rest = self.stop_receiving(&psock);
-        if self.remove_psock(id).is_none() {
+        if self.remove_psock(id).is_none() && !untold {
             return Err(Error::NoSuchConnection);
         }
         match carrier {
@@ -169,7 +168,7 @@ impl Mux {
             rx.return_message(message);
         }
         let rest = rx.take_rest();
-        rx.stop();
+        rx.stop(psock);
         psock.end_partial();
         drop(rx);
         psock.offer_returned(revoked);

@@ -361,7 +361,7 @@ impl Mux {
             if rx.is_stopped() {
                 return;
             }
-            rx.stop();
+            rx.stop(psock);
         }
         psock.end_partial();
         self.receiving_ended(psock, reason);

@@ -536,7 +536,7 @@ impl Mux {
     pub(crate) fn close_psock(&self, psock: &Arc<Psock>) {
         gather::flush_before(psock);
         psock.tell_end(EndReason::Closed);
-        psock.lock_rx().stop();
+        psock.lock_rx().stop(psock);
         psock.forget_returned();
         if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
             background::get().linger(psock, self.linger);

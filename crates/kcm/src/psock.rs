@@ -230,9 +230,9 @@ impl Psock {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Its stream is given back: no end is to be told of it any more.
-    pub(crate) fn leave_untold(&self) {
-        self.ended.store(true, Ordering::Release);
+    /// Its stream is given back: no end is to be told of it any more. False: it was told.
+    pub(crate) fn leave_untold(&self) -> bool {
+        !self.ended.swap(true, Ordering::AcqRel)
     }
 
     /// Tells the end of the connection, the first time.

@@ -26,6 +26,7 @@ use kcm_frame::{Assembler, Step};
 use crate::{
     chunk::{Buffer, Slice},
     event::EndReason,
+    memory::{LEAST_BYTES, Room, Wanted},
     message::Message,
     psock::Psock,
     transport::Carrier,
@@ -110,6 +111,8 @@ pub(crate) struct Rx {
     returned: VecDeque<Message>,
     /// Bytes that were read before the connection was attached.
     early: Vec<u8>,
+    /// Its message may be finished beyond the limit of memory.
+    pass: bool,
 }
 
 impl Rx {
@@ -122,6 +125,7 @@ impl Rx {
             stream_position: 0,
             returned: VecDeque::new(),
             early: already_read.to_vec(),
+            pass: false,
         }
     }
 
@@ -156,6 +160,7 @@ impl Rx {
             buffer.slice(range)
         };
         self.assembler.delivered(&slice);
+        self.end_pass(psock);
         self.set_position(self.position + len);
         Some(Message::new(slice))
     }
@@ -229,9 +234,17 @@ impl Rx {
 
     /// Nothing more will be read. What is left is no message, and given back should the stream be.
     /// (It leaves the buffer, which keeps its connection alive: it must not keep one that is gone.)
-    pub(crate) fn stop(&mut self) {
+    pub(crate) fn stop(&mut self, psock: &Psock) {
+        self.end_pass(psock);
         self.carrier = None;
         self.early = self.take_rest();
+    }
+
+    fn end_pass(&mut self, psock: &Psock) {
+        if self.pass {
+            self.pass = false;
+            psock.mux.memory.end_pass();
+        }
     }
 
     /// Whether what is missing can only come from the stream.
@@ -275,11 +288,16 @@ impl Rx {
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
         };
-        // A long message gets its own memory, to its end and no further.
-        let most = if whole > CHUNK_BYTES {
+        // A long message gets its own memory, to its end and no further; so does one with a pass.
+        let most = if whole > CHUNK_BYTES || self.pass {
             whole - (buffer.len() - self.position)
         } else {
-            CHUNK_BYTES
+            // (Somebody else may have taken the room meanwhile: then it is a little too much.)
+            psock
+                .mux
+                .memory
+                .room_bytes()
+                .map_or(ROOM_BYTES, |room| room.min(CHUNK_BYTES))
         };
         let asked = most.min(buffer.room_len());
         let result = loop {
@@ -340,53 +358,110 @@ impl Rx {
     }
 
     /// A buffer that begins with what is left and has room for `whole` bytes in all; whether it
-    /// is a thread's spare one.
+    /// is a thread's spare one. `None`: the connection is held back.
     fn room_for(&mut self, psock: &Arc<Psock>, whole: usize) -> Option<(Buffer<Origin>, bool)> {
-        let rest = self.bytes().len();
-        if let Some(mut buffer) = self.buffer.take() {
-            if self.position > 0
-                && buffer.capacity() >= whole.max(CHUNK_BYTES)
-                && buffer.is_unique()
-            {
-                buffer.keep_from(self.position);
-                self.rebase();
-                if let Some(origin) = buffer.owner() {
-                    let at = self.stream_position;
-                    origin.stream_position.store(at, Ordering::Relaxed);
-                }
-                return Some((buffer, false));
-            }
-            let missing = whole.saturating_sub(rest);
-            let worth = if whole > CHUNK_BYTES {
-                missing
-            } else {
-                missing.max(ROOM_BYTES)
-            };
-            if buffer.room_len() >= worth {
-                return Some((buffer, false));
-            }
-            self.buffer = Some(buffer);
-        }
-        let (mut new, fresh) = if whole > CHUNK_BYTES {
-            if !psock.mux.memory.reserve(whole, psock) {
+        let long = whole > CHUNK_BYTES;
+        let moves = self.can_compact(whole.max(CHUNK_BYTES));
+        let own = self.buffer.as_ref();
+        if moves || own.is_some_and(|own| own.room_len() >= self.room_worth(whole)) {
+            // (A long message has reserved its memory.)
+            let reserved = own.is_some_and(|own| own.capacity() > CHUNK_BYTES);
+            if !reserved && !self.may_read(psock, whole, false) {
                 return None;
             }
+            if moves {
+                self.compact();
+            }
+            return self.buffer.take().map(|buffer| (buffer, false));
+        }
+        if !self.may_read(psock, whole, long) {
+            return None;
+        }
+        let mut new = if long {
             let mut new = Buffer::with_capacity(whole);
             let at = self.stream_position + self.position as u64;
             new.set_owner(Some(Origin::new(psock, whole, at)));
-            (new, false)
+            new
         } else {
-            if !psock.mux.memory.has_room(CHUNK_BYTES, psock) {
-                return None;
-            }
-            (take_spare(), true)
+            take_spare()
         };
         new.extend(self.bytes());
         if let Some(old) = self.buffer.take() {
             keep_spare(old);
         }
         self.rebase();
-        Some((new, fresh))
+        Some((new, !long))
+    }
+
+    /// Room in the buffer that is worth a read.
+    fn room_worth(&self, whole: usize) -> usize {
+        let missing = whole.saturating_sub(self.bytes().len());
+        if whole > CHUNK_BYTES {
+            missing
+        } else {
+            missing.max(ROOM_BYTES)
+        }
+    }
+
+    /// Whether what is left can be moved to the front of its buffer, which holds so much then.
+    fn can_compact(&self, capacity: usize) -> bool {
+        let own = self.buffer.as_ref();
+        self.position > 0 && own.is_some_and(|own| own.capacity() >= capacity && own.is_unique())
+    }
+
+    fn compact(&mut self) {
+        if let Some(buffer) = &mut self.buffer {
+            buffer.keep_from(self.position);
+            self.stream_position += self.position as u64;
+            self.position = 0;
+            if let Some(origin) = buffer.owner() {
+                let at = self.stream_position;
+                origin.stream_position.store(at, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether more may be read of a message of `whole` bytes at least; if not, the connection is
+    /// held back. `take`: its memory is taken with this.
+    fn may_read(&mut self, psock: &Arc<Psock>, whole: usize, take: bool) -> bool {
+        let memory = &psock.mux.memory;
+        loop {
+            if take && memory.reserve(whole) || !take && memory.room_bytes().is_some() {
+                return true;
+            }
+            if self.pass {
+                if take {
+                    memory.charge(whole);
+                }
+                return true;
+            }
+            let wanted = Wanted {
+                bytes: if take { whole } else { LEAST_BYTES },
+                message_bytes: whole,
+                begun_bytes: self.begun_bytes(),
+            };
+            match memory.hold_back(wanted, psock) {
+                Room::Yes => {}
+                Room::Pass => self.pass = true,
+                Room::No => return false,
+            }
+        }
+    }
+
+    /// Memory in use for the unfinished message at the front alone. What was received and dropped
+    /// since the last read takes none any more.
+    fn begun_bytes(&mut self) -> usize {
+        if self.can_compact(0) {
+            self.compact();
+        }
+        let Some(own) = self.buffer.as_ref().filter(|own| own.is_unique()) else {
+            return 0;
+        };
+        let Some(origin) = own.owner() else { return 0 };
+        if own.capacity() <= CHUNK_BYTES {
+            origin.recharge(own.len());
+        }
+        origin.charged_bytes.load(Ordering::Relaxed)
     }
 
     /// Keeps what was read, in the memory that suits its length.

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     io::{Read, Write},
+    sync::Barrier,
     thread,
     time::{Duration, Instant},
 };
@@ -237,6 +238,63 @@ fn the_memory_limit_stops_reading_and_loses_nothing() {
         writers
             .into_iter()
             .for_each(|w| drop(w.join().expect("written")));
+    });
+}
+
+/// Nobody can receive what is not whole, so nothing would ever be given back.
+#[test]
+fn unfinished_messages_that_fill_the_memory_are_finished_all_the_same() {
+    bounded(40, || {
+        const LIMIT: usize = 1 << 20;
+        const PEERS: u32 = 20;
+        let mut limits = MuxLimits::default();
+        limits.max_memory_bytes = LIMIT;
+        // Within a chunk; and beyond it, where the whole message is reserved at its beginning.
+        for len_bytes in [200_000, 600_000] {
+            let builder = Multiplexor::builder(framing()).mux_limits(limits);
+            let mux = builder.build().expect("a mux");
+            let mut socket = mux.socket().expect("a socket");
+            socket.set_read_timeout(Some(SOON)).expect("a limit");
+            let (begun, may_go_on) = (
+                Barrier::new(PEERS as usize + 1),
+                Barrier::new(PEERS as usize + 1),
+            );
+            thread::scope(|scope| {
+                for connection in 0..PEERS {
+                    let (_, peer) = attached(&mux);
+                    let (begun, may_go_on) = (&begun, &may_go_on);
+                    scope.spawn(move || {
+                        let message = numbered(connection, 0, len_bytes);
+                        let part = 40_000 + 1_000 * connection as usize;
+                        write(&peer, &message[..part]);
+                        begun.wait();
+                        may_go_on.wait();
+                        write(&peer, &message[part..]);
+                        write(&peer, &numbered(connection, 1, 100));
+                    });
+                }
+                begun.wait();
+                // As much of it as there is room for is read.
+                socket.set_read_timeout(Some(A_WHILE)).expect("a limit");
+                assert!(matches!(socket.recv(), Err(Error::WouldBlock)));
+                may_go_on.wait();
+                socket.set_read_timeout(Some(SOON)).expect("a limit");
+                let mut most = 0;
+                let mut all: Vec<_> = (0..2 * PEERS)
+                    .map(|_| {
+                        let message = socket.recv().expect("a message");
+                        most = most.max(mux.stats().memory_bytes);
+                        number_of(&message)
+                    })
+                    .collect();
+                all.sort_unstable();
+                assert!(
+                    all.into_iter()
+                        .eq((0..PEERS).flat_map(|c| [(c, 0), (c, 1)]))
+                );
+                assert!(most <= 2 * LIMIT, "{most} bytes were in use");
+            });
+        }
     });
 }
 

@@ -32,8 +32,20 @@ pub(crate) struct Sock {
     polled: bool,
     /// Its last receive found nothing.
     idle: bool,
+    /// What the model said when it asked for the message that it has looked at, or read in part.
+    asked: u64,
     /// A message of which a part was sent.
     pub(crate) unfinished: Option<Unfinished>,
+}
+
+impl Sock {
+    /// It asks for a message, unless it has one in hand.
+    fn ask(&mut self, world: &World) -> u64 {
+        if self.peeked.is_none() && self.part.is_none() {
+            self.asked = world.model().asks(self.key);
+        }
+        self.asked
+    }
 }
 
 /// What became of an attempt to receive.
@@ -119,6 +131,7 @@ impl Actor {
             disabled: false,
             polled,
             idle: false,
+            asked: 0,
             unfinished: None,
         });
     }
@@ -233,7 +246,7 @@ impl Actor {
         sock.socket
             .set_nonblocking(nonblocking)
             .expect("as it was told");
-        let asked = self.world.model().asks(sock.key);
+        let asked = sock.ask(&self.world);
         let got = match self.random.below(4) {
             0 => self.receive_into(one, asked),
             1 => self.receive_batch(one, asked),
@@ -362,9 +375,7 @@ impl Actor {
         let one = self.random.below(self.sockets.len());
         let sock = &mut self.sockets[one];
         sock.socket.set_nonblocking(true).expect("as it was told");
-        if sock.peeked.is_none() && sock.part.is_none() {
-            self.world.model().asks(sock.key);
-        }
+        sock.ask(&self.world);
         match sock.socket.peek() {
             Ok(message) => {
                 sock.idle = false;

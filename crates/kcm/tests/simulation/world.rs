@@ -64,7 +64,7 @@ impl Setup {
             socket_type: random.pick(&[SocketType::Dgram, SocketType::SeqPacket]),
             longest,
             // At least room for the longest message and for some chunks.
-            memory_bytes: if tight { 2 << 20 } else { 256 << 20 },
+            memory_bytes: if tight { 400_000 } else { 256 << 20 },
             send_buffer_bytes: random.pick(&[1 << 20, 1 << 20, 4_000]),
             sticky: random.once_in(4),
             spin: random.once_in(6),
