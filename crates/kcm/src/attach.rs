@@ -221,30 +221,17 @@ impl Psock {
         self.is_socket
     }
 
-    /// Counts messages as sent. The caller has the sending side locked, so that no
-    /// read-modify-write is needed.
-    pub(crate) fn count_sent(&self, messages: u64, len: usize) {
-        let add = |counter: &AtomicU64, n: u64| {
-            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    /// Counts messages as sent, or (below zero) as not sent after all. The caller has the sending
+    /// side locked, so that no read-modify-write is needed while the connection is attached.
+    pub(crate) fn count_sent(&self, messages: i64, bytes: i64) {
+        let add = |counter: &AtomicU64, n: i64| {
+            let now = counter.load(Ordering::Relaxed);
+            counter.store(now.saturating_add_signed(n), Ordering::Relaxed);
         };
         add(&self.counters.tx_messages, messages);
-        add(&self.counters.tx_bytes, len as u64);
-        let all = &self.mux.counters;
-        all.tx_messages.fetch_add(messages, Ordering::Relaxed);
-        all.tx_bytes.fetch_add(len as u64, Ordering::Relaxed);
-    }
-
-    /// Messages were not sent here after all. As above.
-    pub(crate) fn uncount_sent(&self, messages: usize, len: usize) {
-        let take = |counter: &AtomicU64, n: usize| {
-            let now = counter.load(Ordering::Relaxed);
-            counter.store(now.saturating_sub(n as u64), Ordering::Relaxed);
-        };
-        take(&self.counters.tx_messages, messages);
-        take(&self.counters.tx_bytes, len);
-        let all = &self.mux.counters;
-        all.tx_messages
-            .fetch_sub(messages as u64, Ordering::Relaxed);
-        all.tx_bytes.fetch_sub(len as u64, Ordering::Relaxed);
+        add(&self.counters.tx_bytes, bytes);
+        if self.counted_as_gone.load(Ordering::Relaxed) {
+            self.mux.counters.count_late(messages, bytes);
+        }
     }
 }

@@ -29,7 +29,7 @@
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
     cell::{Cell, RefCell, UnsafeCell},
-    mem::MaybeUninit,
+    mem::{ManuallyDrop, MaybeUninit},
     ops::{Deref, Range},
     ptr::{self, NonNull},
     slice,
@@ -228,6 +228,18 @@ impl<T> Buffer<T> {
     /// A view of a part of the filled bytes.
     pub(crate) fn slice(&self, range: Range<usize>) -> Slice<T> {
         self.credit(1).slice(range)
+    }
+
+    /// A view of the filled bytes from `start` on, in place of the right to append.
+    pub(crate) fn into_slice(self, start: usize) -> Slice<T> {
+        let whole = ManuallyDrop::new(self);
+        assert!(start <= whole.filled);
+        Slice {
+            block: whole.block,
+            // SAFETY: inside the filled part. (The Buffer's reference becomes the Slice's.)
+            start: unsafe { Block::bytes(whole.block).add(start) },
+            len: whole.filled - start,
+        }
     }
 
     /// References for up to `n` views of what is filled now.

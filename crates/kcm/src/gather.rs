@@ -44,7 +44,7 @@ pub(crate) struct Gathered {
 struct Replies {
     psock: Option<Arc<Psock>>,
     bytes: Vec<u8>,
-    messages: u64,
+    messages: i64,
 }
 
 /// How quickly a thread replies. (A cell for each field: copied as a whole, which the processor

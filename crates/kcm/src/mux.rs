@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -87,12 +88,31 @@ pub(crate) struct Mux {
 /// The connections, by number and in a row.
 #[derive(Default)]
 struct Psocks {
-    by_id: HashMap<u64, usize>,
+    by_id: HashMap<u64, usize, BuildHasherDefault<IdHasher>>,
     row: Vec<Arc<Psock>>,
     last_id: u64,
     /// Indices that are free again, below `next_index`.
     free: BinaryHeap<Reverse<usize>>,
     next_index: usize,
+}
+
+/// Ids are given out in turn: their low bits spread as well as any hash, and cost nothing.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("ids are u64");
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // The table takes its tags from the highest bits.
+        self.0 = id ^ id << 57;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Mux {
@@ -219,7 +239,10 @@ impl Mux {
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
-        self.counters.absorb(&psock.counters);
+        psock.tx.locked(|| {
+            self.counters.absorb(&psock.counters);
+            psock.counted_as_gone.store(true, Ordering::Relaxed);
+        });
         self.sendable();
         psock
             .attached

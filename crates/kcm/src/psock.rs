@@ -48,6 +48,8 @@ pub(crate) struct Psock {
     wanted: AtomicUsize,
     pub(crate) tx: Transmit,
     pub(crate) counters: PsockCounters,
+    /// They are among those of connections that are gone; changed with the sending side locked.
+    pub(crate) counted_as_gone: AtomicBool,
     /// Its end has been told.
     ended: AtomicBool,
     /// It is a socket, on which a thread can block.
@@ -96,6 +98,7 @@ impl Psock {
             deadline_passed: AtomicBool::new(false),
             deadline_set: AtomicBool::new(false),
             counters: PsockCounters::default(),
+            counted_as_gone: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             attached: Mutex::new(attached),
             is_socket: carrier.is_socket(),

@@ -6,7 +6,8 @@
 //!
 //! - Little (up to [`SETTLE_BYTES`]): it is copied into memory of its own size, and the chunk, still
 //!   warm in the cache, stays with the thread. So a message that somebody keeps, or an unfinished
-//!   one, never pins more than eight times what was read with it.
+//!   one, never pins more than eight times what was read with it. The next reads of the connection
+//!   go into memory of about that size at once, without a copy.
 //! - More: the connection keeps the chunk, and its messages are views of it.
 //!
 //! An idle connection holds no chunk at all, unless it is the only one.
@@ -113,6 +114,8 @@ pub(crate) struct Rx {
     early: Vec<u8>,
     /// Its message may be finished beyond the limit of memory.
     pass: bool,
+    /// About the most that a read has brought lately.
+    usual_bytes: usize,
 }
 
 impl Rx {
@@ -126,6 +129,7 @@ impl Rx {
             returned: VecDeque::new(),
             early: already_read.to_vec(),
             pass: false,
+            usual_bytes: 0,
         }
     }
 
@@ -151,6 +155,9 @@ impl Rx {
     pub(crate) fn cut(&mut self, psock: &Arc<Psock>, len: usize) -> Option<Message> {
         let buffer = self.buffer.as_ref()?;
         let range = self.position..self.position + len;
+        if range.end == buffer.len() && buffer.capacity() <= SETTLE_BYTES {
+            return self.cut_all(psock, len);
+        }
         let pins = len <= SETTLE_BYTES && buffer.capacity() > SETTLE_BYTES;
         let slice: Slice<Origin> = if pins && psock.mux.memory.is_much_used() {
             let mut small = owned(psock, len, self.stream_position + self.position as u64);
@@ -162,6 +169,16 @@ impl Rx {
         self.assembler.delivered(&slice);
         self.end_pass(psock);
         self.set_position(self.position + len);
+        Some(Message::new(slice))
+    }
+
+    /// As above, where nothing is left behind it: the message takes the buffer with it.
+    fn cut_all(&mut self, psock: &Psock, len: usize) -> Option<Message> {
+        let slice = self.buffer.take()?.into_slice(self.position);
+        self.position += len;
+        self.rebase();
+        self.assembler.delivered(&slice);
+        self.end_pass(psock);
         Some(Message::new(slice))
     }
 
@@ -278,15 +295,18 @@ impl Rx {
         len: Option<usize>,
         blocking: bool,
     ) -> Fill {
-        let Some(carrier) = self.carrier.clone() else {
+        if self.carrier.is_none() {
             return Fill::Nothing;
-        };
+        }
         if !self.early.is_empty() {
             return self.fill_early(psock);
         }
         let whole = len.unwrap_or(need);
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
+        };
+        let Some(carrier) = &self.carrier else {
+            return Fill::Nothing;
         };
         // A long message gets its own memory, to its end and no further; so does one with a pass.
         let most = if whole > CHUNK_BYTES || self.pass {
@@ -329,6 +349,7 @@ impl Rx {
                 if n == asked || !psock.is_socket || psock.drain.load(Ordering::Relaxed) {
                     psock.edge.store(true, Ordering::Relaxed);
                 }
+                self.usual_bytes = n.max(self.usual_bytes - self.usual_bytes / 8);
                 Fill::Some
             }
             Err(e) => match e.kind() {
@@ -383,7 +404,10 @@ impl Rx {
             new.set_owner(Some(Origin::new(psock, whole, at)));
             new
         } else {
-            take_spare()
+            match self.usual_capacity(psock, whole) {
+                Some(capacity) => Buffer::with_capacity(capacity),
+                None => take_spare(),
+            }
         };
         new.extend(self.bytes());
         if let Some(old) = self.buffer.take() {
@@ -391,6 +415,15 @@ impl Rx {
         }
         self.rebase();
         Some((new, !long))
+    }
+
+    /// Memory for a usual read of this connection, if these are small.
+    fn usual_capacity(&self, psock: &Psock, whole: usize) -> Option<usize> {
+        /// A read that fills its room has to be followed by another.
+        const SPARE_BYTES: usize = 64;
+        let capacity = (whole.max(self.bytes().len() + self.usual_bytes)) + SPARE_BYTES;
+        (self.usual_bytes > 0 && capacity <= SETTLE_BYTES && psock.mux.psock_count() != 1)
+            .then_some(capacity)
     }
 
     /// Room in the buffer that is worth a read.
@@ -470,7 +503,11 @@ impl Rx {
         if len == 0 && fresh {
             self.rebase();
             keep_spare(buffer);
-        } else if fresh && len <= SETTLE_BYTES && psock.mux.psock_count() != 1 {
+        } else if fresh
+            && len <= SETTLE_BYTES
+            && buffer.capacity() == CHUNK_BYTES
+            && psock.mux.psock_count() != 1
+        {
             let mut small = owned(psock, len, self.stream_position + self.position as u64);
             small.extend(&buffer.filled()[self.position..]);
             self.rebase();

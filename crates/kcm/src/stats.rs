@@ -99,7 +99,7 @@ impl Snapshot {
             .map(|s| SocketStats::of(s))
             .collect();
         Self {
-            counters: mux.counters.totals(&sockets),
+            counters: mux.counters.totals(&sockets, &mux.all_psocks()),
             attached: mux.counters.attach.load(Ordering::Relaxed),
             unattached: mux.counters.unattach.load(Ordering::Relaxed),
             tx_retries: mux.counters.tx_retries.load(Ordering::Relaxed),
@@ -200,9 +200,6 @@ pub(crate) struct MuxCounters {
     /// What sockets received that are closed.
     rx_messages: AtomicU64,
     rx_bytes: AtomicU64,
-    /// What all connections were given to send.
-    pub(crate) tx_messages: AtomicU64,
-    pub(crate) tx_bytes: AtomicU64,
     pub(crate) attach: AtomicU64,
     pub(crate) unattach: AtomicU64,
     pub(crate) tx_retries: AtomicU64,
@@ -248,18 +245,32 @@ impl MuxCounters {
             .fetch_add(counters.rx_bytes, Ordering::Relaxed);
     }
 
-    /// All of it: received by sockets, taken by connections. (Summed in this way because a
-    /// message may be received, or answered, after its connection has left.)
-    fn totals(&self, sockets: &[SocketStats]) -> Counters {
+    /// Messages were sent (or not sent after all) on a connection that is gone.
+    pub(crate) fn count_late(&self, messages: i64, bytes: i64) {
+        // In two's complement an addition takes away too.
+        let add = |counter: &AtomicU64, n: i64| {
+            counter.fetch_add(n.cast_unsigned(), Ordering::Relaxed);
+        };
+        add(&self.gone.tx_messages, messages);
+        add(&self.gone.tx_bytes, bytes);
+    }
+
+    /// All of it: received by sockets (a message may be received after its connection has left),
+    /// taken by connections.
+    fn totals(&self, sockets: &[SocketStats], psocks: &[Arc<Psock>]) -> Counters {
         let mut totals = Counters {
             rx_messages: self.rx_messages.load(Ordering::Relaxed),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
-            tx_messages: self.tx_messages.load(Ordering::Relaxed),
-            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+            tx_messages: self.gone.tx_messages.load(Ordering::Relaxed),
+            tx_bytes: self.gone.tx_bytes.load(Ordering::Relaxed),
         };
         for socket in sockets {
             totals.rx_messages += socket.counters.rx_messages;
             totals.rx_bytes += socket.counters.rx_bytes;
+        }
+        for psock in psocks {
+            totals.tx_messages += psock.counters.tx_messages.load(Ordering::Relaxed);
+            totals.tx_bytes += psock.counters.tx_bytes.load(Ordering::Relaxed);
         }
         totals
     }
@@ -330,18 +341,19 @@ struct Columns {
 impl Columns {
     fn add(&mut self, mux: &Mux) {
         let counters = &mux.counters;
+        let psocks = mux.all_psocks();
         let sockets: Vec<_> = mux
             .all_sockets()
             .iter()
             .map(|s| SocketStats::of(s))
             .collect();
-        let all = counters.totals(&sockets);
+        let all = counters.totals(&sockets, &psocks);
         self.mux.rx_messages += all.rx_messages;
         self.mux.rx_bytes += all.rx_bytes;
         self.mux.tx_messages += all.tx_messages;
         self.mux.tx_bytes += all.tx_bytes;
         self.totals.add(&counters.gone);
-        for psock in mux.all_psocks() {
+        for psock in psocks {
             self.totals.add(&psock.counters);
             self.totals.add_in_hand(&psock);
         }

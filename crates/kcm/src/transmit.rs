@@ -178,7 +178,7 @@ impl Transmit {
 
     /// Sends replies that were kept back for one another. Their callers have gone: should the
     /// connection have ended, its event has told them.
-    pub(crate) fn send_gathered(&self, psock: &Arc<Psock>, bytes: &[u8], messages: u64) {
+    pub(crate) fn send_gathered(&self, psock: &Arc<Psock>, bytes: &[u8], messages: i64) {
         let queue = self.lock();
         if queue.ended.is_none() {
             let _ = self.send_locked(psock, queue, &[IoSlice::new(bytes)], messages, true, false);
@@ -232,7 +232,7 @@ impl Transmit {
         psock: &Arc<Psock>,
         mut queue: MutexGuard<'a, Queue>,
         pieces: &[IoSlice<'_>],
-        messages: u64,
+        messages: i64,
         addressed: bool,
         hold: bool,
     ) -> Result<()> {
@@ -241,7 +241,7 @@ impl Transmit {
             queue.append(pieces, len, addressed);
             let queued = self.queued_bytes() + len;
             self.set_queued(&queue, queued);
-            psock.count_sent(messages, len);
+            psock.count_sent(messages, signed(len));
             if queued >= psock.mux.limits.send_buffer_bytes {
                 psock.mux.sendable();
             }
@@ -266,7 +266,7 @@ impl Transmit {
         queue.state = State::Free;
         match result {
             Ok(n) if n == len => {
-                psock.count_sent(messages, len);
+                psock.count_sent(messages, signed(len));
                 if let Some(reason) = queue.ended {
                     self.finish_abort(psock, queue, reason);
                 } else if !queue.messages.is_empty() || queue.then != Then::Go {
@@ -288,18 +288,16 @@ impl Transmit {
                 });
                 queue.first_sent = n - skip;
                 self.set_queued(&queue, self.queued_bytes() + len - n);
-                psock.count_sent(messages, len);
+                // Given up by another thread meanwhile: then it has no place to go to.
+                let lost = queue.ended.filter(|_| addressed);
+                if lost.is_none() {
+                    psock.count_sent(messages, signed(len));
+                }
                 match queue.ended {
                     None => self.block(psock, queue),
-                    // Given up by another thread meanwhile.
-                    Some(reason) => {
-                        self.finish_abort(psock, queue, reason);
-                        if addressed {
-                            return Err(Error::ConnectionEnded(reason));
-                        }
-                    }
+                    Some(reason) => self.finish_abort(psock, queue, reason),
                 }
-                Ok(())
+                lost.map_or(Ok(()), |reason| Err(Error::ConnectionEnded(reason)))
             }
             Err(e) => {
                 let reason = EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO));
@@ -324,7 +322,7 @@ impl Transmit {
         let len = message.len();
         queue.messages.push_back(message);
         self.set_queued(&queue, self.queued_bytes() + len);
-        psock.count_sent(1, len);
+        psock.count_sent(1, signed(len));
         if queue.state == State::Free {
             self.write(psock, queue);
         }
@@ -344,7 +342,7 @@ impl Transmit {
         let len = message.len();
         queue.messages.push_back(message);
         self.set_queued(&queue, self.queued_bytes() + len);
-        psock.count_sent(1, len);
+        psock.count_sent(1, signed(len));
         if queue.state == State::Free {
             self.write(psock, queue);
         }
@@ -449,6 +447,12 @@ impl Transmit {
     /// Written under the lock only, so that no read-modify-write is needed.
     fn set_queued(&self, _: &Queue, bytes: usize) {
         self.queued_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Does something while nobody sends or counts.
+    pub(crate) fn locked(&self, change: impl FnOnce()) {
+        let _queue = self.lock();
+        change();
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -566,7 +570,8 @@ impl Transmit {
             .into_iter()
             .filter(|message| !message.addressed)
             .collect();
-        psock.uncount_sent(again.len(), again.iter().map(Outgoing::len).sum());
+        let again_bytes: usize = again.iter().map(Outgoing::len).sum();
+        psock.count_sent(-signed(again.len()), -signed(again_bytes));
         self.set_queued(&queue, 0);
         drop(queue);
         self.room.notify_all();
@@ -698,6 +703,11 @@ fn drop_sent(messages: &mut VecDeque<Outgoing>, mut sent: usize) -> usize {
         messages.pop_front();
     }
     sent
+}
+
+/// For counting.
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// All pieces as one, without the first `skip` bytes.
