@@ -40,9 +40,12 @@ pub enum Endian {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthField {
-    // `shape`, `least` and `span` follow from the other fields; each setter makes
-    // them anew.
-    shape: Shape,
+    // `plain`, `unused_bits`, `least` and `span` follow from the other fields; each
+    // setter makes them anew.
+    /// No arithmetic but the bias.
+    plain: bool,
+    /// Bits by which the field is narrower than 64.
+    unused_bits: u32,
     pub(crate) endian: Endian,
     pub(crate) width: usize,
     pub(crate) offset: usize,
@@ -57,22 +60,6 @@ pub struct LengthField {
     pub(crate) mask: u64,
     pub(crate) shift: u32,
     pub(crate) scale: u64,
-}
-
-/// The plain fields, which take a load of known width and no arithmetic but the
-/// bias, and all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    U8,
-    U16Be,
-    U16Le,
-    U24Be,
-    U24Le,
-    U32Be,
-    U32Le,
-    U64Be,
-    U64Le,
-    General,
 }
 
 impl LengthField {
@@ -91,7 +78,8 @@ impl LengthField {
             return Err(FrameError::FieldOffset { offset });
         }
         let field = Self {
-            shape: Shape::General,
+            plain: false,
+            unused_bits: 0,
             // One byte has no order; equal fields shall compare as equal.
             endian: if width == 1 { Endian::Big } else { endian },
             width,
@@ -145,37 +133,17 @@ impl LengthField {
     #[inline(always)]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
-        let Some(tail) = bytes.get(self.offset..) else {
-            return Verdict::NeedMore(self.end);
-        };
-        let value = match self.shape {
-            Shape::U8 => tail.first().map(|&b| u64::from(b)),
-            Shape::U16Be => tail
-                .first_chunk()
-                .map(|b| u64::from(u16::from_be_bytes(*b))),
-            Shape::U16Le => tail
-                .first_chunk()
-                .map(|b| u64::from(u16::from_le_bytes(*b))),
-            Shape::U24Be => tail
-                .first_chunk()
-                .map(|&[a, b, c]| u64::from(u32::from_be_bytes([0, a, b, c]))),
-            Shape::U24Le => tail
-                .first_chunk()
-                .map(|&[a, b, c]| u64::from(u32::from_le_bytes([a, b, c, 0]))),
-            Shape::U32Be => tail
-                .first_chunk()
-                .map(|b| u64::from(u32::from_be_bytes(*b))),
-            Shape::U32Le => tail
-                .first_chunk()
-                .map(|b| u64::from(u32::from_le_bytes(*b))),
-            Shape::U64Be => tail.first_chunk().map(|b| u64::from_be_bytes(*b)),
-            Shape::U64Le => tail.first_chunk().map(|b| u64::from_le_bytes(*b)),
-            Shape::General => return self.parse_general(tail),
-        };
-        let Some(value) = value else {
-            return Verdict::NeedMore(self.end);
-        };
-        self.conclude(value)
+        // One load for all widths, and two branches that always go the same way.
+        if self.plain
+            && let Some(word) = bytes.get(self.offset..).and_then(<[u8]>::first_chunk)
+        {
+            let value = match self.endian {
+                Endian::Big => u64::from_be_bytes(*word) >> self.unused_bits,
+                Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.unused_bits,
+            };
+            return self.conclude(value);
+        }
+        self.parse_general(bytes)
     }
 
     /// The header that goes before a body of `body_len` bytes: all zero but the
@@ -222,9 +190,11 @@ impl LengthField {
         }
     }
 
-    /// All widths, masks and scales, at the price of more work.
-    fn parse_general(&self, tail: &[u8]) -> Verdict {
-        let Some(value) = self.load(tail) else {
+    /// All masks and scales, and the last bytes of a buffer, at the price of more work.
+    #[inline(never)]
+    fn parse_general(&self, bytes: &[u8]) -> Verdict {
+        let tail = bytes.get(self.offset..);
+        let Some(value) = tail.and_then(|tail| self.load(tail)) else {
             return Verdict::NeedMore(self.end);
         };
         match self.extract(value).checked_mul(self.scale) {
@@ -326,20 +296,10 @@ impl LengthField {
         };
         self.least = least;
         self.span = most - least;
-        let plain = self.mask == full_mask(self.width) && self.shift == 0 && self.scale == 1;
-        self.shape = match (self.width, self.endian) {
-            _ if !plain => Shape::General,
-            (1, _) => Shape::U8,
-            (2, Endian::Big) => Shape::U16Be,
-            (2, Endian::Little) => Shape::U16Le,
-            (3, Endian::Big) => Shape::U24Be,
-            (3, Endian::Little) => Shape::U24Le,
-            (4, Endian::Big) => Shape::U32Be,
-            (4, Endian::Little) => Shape::U32Le,
-            (8, Endian::Big) => Shape::U64Be,
-            (8, Endian::Little) => Shape::U64Le,
-            _ => Shape::General,
-        };
+        self.plain = self.mask == full_mask(self.width) && self.shift == 0 && self.scale == 1;
+        #[expect(clippy::cast_possible_truncation, reason = "the width is 1 to 8")]
+        let bits = 8 * self.width as u32;
+        self.unused_bits = 64 - bits;
         self
     }
 }

@@ -227,7 +227,15 @@ impl<T> Buffer<T> {
 
     /// A view of a part of the filled bytes.
     pub(crate) fn slice(&self, range: Range<usize>) -> Slice<T> {
-        self.credit(1).slice(range)
+        assert!(range.start <= range.end && range.end <= self.filled);
+        // Relaxed: made from a reference that exists.
+        self.head().refs.fetch_add(1, Ordering::Relaxed);
+        Slice {
+            block: self.block,
+            // SAFETY: inside the filled part.
+            start: unsafe { Block::bytes(self.block).add(range.start) },
+            len: range.end - range.start,
+        }
     }
 
     /// A view of the filled bytes from `start` on, in place of the right to append.
@@ -242,13 +250,17 @@ impl<T> Buffer<T> {
         }
     }
 
-    /// References for up to `n` views of what is filled now.
-    pub(crate) fn credit(&self, n: usize) -> Credit<T> {
+    /// References for all views that can be made of what is filled from `position` on: one for
+    /// each byte.
+    pub(crate) fn credit(&self, position: usize) -> Credit<T> {
+        assert!(position <= self.filled);
+        let left = self.filled - position;
         // Relaxed: made from a reference that exists.
-        self.head().refs.fetch_add(n, Ordering::Relaxed);
+        self.head().refs.fetch_add(left, Ordering::Relaxed);
         Credit {
             block: self.block,
-            left: n,
+            left,
+            position,
             filled: self.filled,
             walk: None,
         }
@@ -290,7 +302,7 @@ thread_local! {
 }
 
 impl Dropped {
-    /// One more; false when the count is closed, and it is not in what was collected.
+    /// One more; false when the count is closed.
     #[inline(always)]
     fn add(&self) -> bool {
         let count = self.count.load(Ordering::Relaxed) + 1;
@@ -298,7 +310,13 @@ impl Dropped {
         // the `membarrier` in `collect`.
         self.count.store(count, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        !self.closed.load(Ordering::Relaxed) || count <= *lock(&self.collected)
+        !self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last one that was added is in what was collected when the count was closed.
+    #[cold]
+    fn last_was_collected(&self) -> bool {
+        self.count.load(Ordering::Relaxed) <= *lock(&self.collected)
     }
 
     /// Another thread takes what was counted of this block, and closes the count.
@@ -339,7 +357,9 @@ impl Drop for Walk {
 /// A stock of references to a block.
 pub(crate) struct Credit<T> {
     block: NonNull<Block<T>>,
+    /// Not below the number of bytes that are left.
     left: usize,
+    position: usize,
     filled: usize,
     walk: Option<Arc<Dropped>>,
 }
@@ -409,24 +429,36 @@ impl<T> Credit<T> {
         self.left
     }
 
-    /// The bytes that were filled when the credit was taken.
+    /// Where in the block the next view begins.
     #[inline]
-    pub(crate) fn filled(&self) -> &[u8] {
-        // SAFETY: the references in stock keep the block alive (there is always one left, or the
-        // Buffer that it came from outlives it: see `slice`); filled bytes do not change.
-        unsafe { slice::from_raw_parts(Block::bytes(self.block).as_ptr(), self.filled) }
+    pub(crate) fn position(&self) -> usize {
+        self.position
     }
 
-    /// A view, paid from the stock.
+    /// The bytes that are left of those that were filled when the credit was taken.
     #[inline(always)]
-    pub(crate) fn slice(&mut self, range: Range<usize>) -> Slice<T> {
-        assert!(self.left > 0 && range.start <= range.end && range.end <= self.filled);
+    pub(crate) fn rest(&self) -> &[u8] {
+        // SAFETY: filled bytes, which do not change. The references in stock keep the block alive:
+        // there is one at least for each byte.
+        unsafe {
+            let start = Block::bytes(self.block).add(self.position);
+            slice::from_raw_parts(start.as_ptr(), self.filled - self.position)
+        }
+    }
+
+    /// A view of the next `len` bytes (at least one, so that there is a reference for each view),
+    /// paid from the stock.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
+        assert!(len.wrapping_sub(1) < self.filled - self.position);
+        let start = self.position;
+        self.position += len;
         self.left -= 1;
         Slice {
             block: self.block,
             // SAFETY: inside the block.
-            start: unsafe { Block::bytes(self.block).add(range.start) },
-            len: range.end - range.start,
+            start: unsafe { Block::bytes(self.block).add(start) },
+            len,
         }
     }
 }
@@ -459,6 +491,13 @@ impl<T> Slice<T> {
     pub(crate) fn owner(&self) -> Option<&T> {
         // SAFETY: written only while the block is unique, which it is not while this Slice lives.
         unsafe { (*self.block.as_ref().owner.get()).as_ref() }
+    }
+
+    /// Out of line, so that the drop in a walk is small enough to stand in the caller's loop.
+    #[inline(never)]
+    fn release(&mut self) {
+        // SAFETY: this Slice's own reference; called by its drop alone.
+        unsafe { Block::release(self.block, 1) };
     }
 
     /// Where in the block it begins.
@@ -499,12 +538,12 @@ impl<T> Drop for Slice<T> {
         if walked == self.block.as_ptr().addr() {
             // SAFETY: while a block is walked, `WALK` keeps the counter alive: it clears `WALKED`
             // before it goes.
-            if unsafe { &*dropped }.add() {
+            let dropped = unsafe { &*dropped };
+            if dropped.add() || dropped.last_was_collected() {
                 return;
             }
         }
-        // SAFETY: this Slice's own reference.
-        unsafe { Block::release(self.block, 1) };
+        self.release();
     }
 }
 
@@ -520,8 +559,8 @@ mod tests {
         let mut buffer = Buffer::with_capacity(16);
         buffer.set_owner(Some(owner.clone()));
         buffer.extend(b"abcdef");
-        let mut credit = buffer.credit(3);
-        let a = credit.slice(0..3);
+        let mut credit = buffer.credit(0);
+        let a = credit.take(3);
         let b = a.suffix(0);
         assert!(!buffer.is_unique());
         drop(buffer);
@@ -568,8 +607,8 @@ mod loom_tests {
         loom::model(|| {
             let mut buffer: Buffer<()> = Buffer::with_capacity(8);
             buffer.extend(b"abcd");
-            let mut credit = buffer.credit(2);
-            let (a, b) = (credit.slice(0..2), credit.slice(2..4));
+            let mut credit = buffer.credit(0);
+            let (a, b) = (credit.take(2), credit.take(2));
             drop(credit);
             let one = thread::spawn(move || assert_eq!(&*a, b"ab"));
             let two = thread::spawn(move || assert_eq!(&*b, b"cd"));

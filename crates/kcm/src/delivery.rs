@@ -36,7 +36,6 @@ const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
 pub(crate) struct Hand {
     credit: Credit<Origin>,
     native: Native,
-    position: usize,
     start: usize,
     max_message_bytes: u64,
     /// References in the credit at the beginning, one for each message; and those at which others
@@ -58,7 +57,7 @@ impl Hand {
     /// The next whole message, if it is there and still this socket's.
     #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        let rest = &self.credit.filled()[self.position..];
+        let rest = self.credit.rest();
         if self.credit.left() == self.credit_at_stop {
             return None;
         }
@@ -72,16 +71,12 @@ impl Hand {
             clippy::cast_possible_truncation,
             reason = "not above the slice's length"
         )]
-        let next = self.position + frame.len as usize;
-        if !state
-            .lease
-            .advance(next, self.credit_at_start - self.credit.left())
-        {
+        let len = frame.len as usize;
+        let next = self.credit.position() + len;
+        if !state.lease.advance(next, self.credit.left() - 1) {
             return None;
         }
-        let slice = self.credit.slice(self.position..next);
-        self.position = next;
-        Some(Message::new(slice))
+        Some(Message::new(self.credit.take(len)))
     }
 
     /// Ends the walk.
@@ -89,16 +84,17 @@ impl Hand {
         let Self {
             mut credit,
             psock,
-            position,
             start,
             credit_at_start,
             ..
         } = self;
+        let position = credit.position();
         let taken = (credit_at_start - credit.left()) as u64;
         gather::end();
         credit.end_walk();
-        // The lease and the position change together, under the lock of the receiving side.
-        let mut rx = psock.rx();
+        // The lease and the position change together, under the lock of the receiving side. (Who
+        // revoked the lease may watch the connection by now, with the lock.)
+        let mut rx = psock.lock_rx();
         match state.lease.end() {
             Ok(leased) => {
                 mux.leases.fetch_sub(1, Ordering::SeqCst);
@@ -111,7 +107,7 @@ impl Hand {
             }
             // The revoker saw the message at which both met as taken.
             Err(met_at) if met_at > position => {
-                let slice = credit.slice(position..met_at);
+                let slice = credit.take(met_at - position);
                 psock.count_received(state, taken + 1, met_at - start);
                 HandEnd::Revoked(Some(Message::new(slice)))
             }
@@ -295,9 +291,9 @@ impl Mux {
             return Lent::No;
         }
         let position = rx.position;
-        let credit_at_start = rx.bytes().len();
-        let mut credit = buffer.credit(credit_at_start);
-        state.lease.begin(psock.clone(), position);
+        let mut credit = buffer.credit(position);
+        let credit_at_start = credit.left();
+        state.lease.begin(psock.clone(), position, credit_at_start);
         // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
         // sees the lease, or is seen here.
         self.leases.fetch_add(1, Ordering::SeqCst);
@@ -314,7 +310,6 @@ impl Mux {
         Lent::Hand(Hand {
             credit,
             native,
-            position,
             start: position,
             max_message_bytes,
             credit_at_start,

@@ -29,9 +29,11 @@ pub(crate) struct Lease<T> {
     asymmetric: bool,
     revoked: AtomicBool,
     position: AtomicUsize,
-    /// For the counters: where the lease began, and the messages taken since.
+    /// For the counters: where the lease began, and how much then and now is left of the holder's
+    /// stock of messages.
     start: AtomicUsize,
-    taken: AtomicUsize,
+    stock: AtomicUsize,
+    left: AtomicUsize,
     state: Mutex<State<T>>,
 }
 
@@ -48,18 +50,20 @@ impl<T> Lease<T> {
             revoked: AtomicBool::new(false),
             position: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
-            taken: AtomicUsize::new(0),
+            stock: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             state: Mutex::new(State::Free),
         }
     }
 
-    /// The holder: everything from `position` on is leased from `from`.
-    pub(crate) fn begin(&self, from: T, position: usize) {
+    /// The holder: everything from `position` on is leased from `from`, at most `stock` messages.
+    pub(crate) fn begin(&self, from: T, position: usize, stock: usize) {
         let mut state = lock(&self.state);
         debug_assert!(matches!(*state, State::Free));
         self.position.store(position, Ordering::Relaxed);
         self.start.store(position, Ordering::Relaxed);
-        self.taken.store(0, Ordering::Relaxed);
+        self.stock.store(stock, Ordering::Relaxed);
+        self.left.store(stock, Ordering::Relaxed);
         self.revoked.store(false, Ordering::Relaxed);
         *state = State::Held(from);
     }
@@ -68,11 +72,11 @@ impl<T> Lease<T> {
     /// [`Lease::end`] tells.
     #[inline]
     #[must_use]
-    pub(crate) fn advance(&self, next: usize, taken: usize) -> bool {
+    pub(crate) fn advance(&self, next: usize, left: usize) -> bool {
         // SYNC: this store and the load below stand in this order for the revoker, whose
         // `membarrier` (or fence) in `revoke` stands between its own store and load.
         self.position.store(next, Ordering::Relaxed);
-        self.taken.store(taken + 1, Ordering::Relaxed);
+        self.left.store(left, Ordering::Relaxed);
         if self.asymmetric {
             compiler_fence(Ordering::SeqCst);
         } else {
@@ -114,7 +118,8 @@ impl<T> Lease<T> {
             State::Free => return None,
         };
         let bytes = self.position.load(Ordering::Relaxed) - self.start.load(Ordering::Relaxed);
-        Some((from, self.taken.load(Ordering::Relaxed), bytes))
+        let taken = self.stock.load(Ordering::Relaxed) - self.left.load(Ordering::Relaxed);
+        Some((from, taken, bytes))
     }
 
     /// Another thread takes what is left: the position from which on it is the caller's now.
@@ -153,7 +158,7 @@ mod tests {
         const MESSAGES: usize = 2_000;
         for round in 0..300 {
             let lease = Arc::new(Lease::new());
-            lease.begin((), 0);
+            lease.begin((), 0, usize::MAX);
             let thief = {
                 let lease = lease.clone();
                 thread::spawn(move || {
@@ -165,7 +170,7 @@ mod tests {
             };
             let mut mine = 0;
             while mine < MESSAGES {
-                if lease.advance(mine + 1, mine) {
+                if lease.advance(mine + 1, 0) {
                     mine += 1;
                     continue;
                 }
@@ -196,13 +201,13 @@ mod loom_tests {
     fn loom_each_message_goes_to_one() {
         loom::model(|| {
             let lease = Arc::new(Lease::new());
-            lease.begin((), 0);
+            lease.begin((), 0, usize::MAX);
             let thief = {
                 let lease = lease.clone();
                 thread::spawn(move || lease.revoke(|()| true))
             };
             let mut mine = 0;
-            while mine < 2 && lease.advance(mine + 1, mine) {
+            while mine < 2 && lease.advance(mine + 1, 0) {
                 mine += 1;
             }
             match lease.end() {
