@@ -69,6 +69,8 @@ struct Work {
     watched: HashMap<u64, Watched>,
     timers: BinaryHeap<Reverse<Timer>>,
     ticking: Vec<(Weak<Gathered>, u32)>,
+    /// Closing connections that still send; nobody else keeps them alive any more.
+    lingering: HashMap<u64, Arc<Psock>>,
 }
 
 #[derive(Clone)]
@@ -89,8 +91,8 @@ enum Job {
     HalfClosed(Weak<Psock>),
     Flush(Weak<Psock>),
     Ring(Weak<Mux>),
-    /// Keeps the connection alive: nobody else does any more.
-    Linger(Arc<Psock>),
+    /// The connection of this number has had its time.
+    Linger(u64),
     Listen(Weak<Mux>, Arc<TcpListener>),
 }
 
@@ -174,7 +176,21 @@ impl Background {
 
     /// Keeps the closing connection for what it still sends, and gives it up then.
     pub(crate) fn linger(&self, psock: &Arc<Psock>, linger: Duration) {
-        self.at(Instant::now() + linger, Job::Linger(psock.clone()));
+        let key = *psock.background_key.get_or_init(|| self.key());
+        self.work().lingering.insert(key, psock.clone());
+        self.at(Instant::now() + linger, Job::Linger(key));
+        // It may have sent all meanwhile.
+        if psock.tx.carrier().is_none() {
+            self.end_linger(psock);
+        }
+    }
+
+    /// A closing connection has sent all.
+    pub(crate) fn end_linger(&self, psock: &Psock) {
+        if let Some(key) = psock.background_key.get() {
+            let lingering = self.work().lingering.remove(key);
+            drop(lingering);
+        }
     }
 
     /// Looks after replies that a thread keeps back.
@@ -309,7 +325,12 @@ impl Background {
                         psock.tx.flush(&psock);
                     }
                 }
-                Job::Linger(psock) => psock.tx.abort(&psock, EndReason::Closed),
+                Job::Linger(key) => {
+                    let lingering = self.work().lingering.remove(&key);
+                    if let Some(psock) = lingering {
+                        psock.tx.abort(&psock, EndReason::Closed);
+                    }
+                }
                 // Where the system has no room for it now, it has next time.
                 Job::Listen(mux, listener) => {
                     if mux.strong_count() > 0

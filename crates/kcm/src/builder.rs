@@ -23,7 +23,8 @@ pub const DEFAULT_LINGER: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub struct MuxLimits {
     /// Bytes of memory for received messages; above it nothing more is read until some are
-    /// dropped. Default [`DEFAULT_MAX_MEMORY_BYTES`].
+    /// dropped, but for one connection at a time that finishes a message: together never more than
+    /// twice this, or a single message. Default [`DEFAULT_MAX_MEMORY_BYTES`].
     pub max_memory_bytes: usize,
     /// Connections attached at once. Default [`DEFAULT_MAX_CONNECTIONS`].
     pub max_connections: usize,

@@ -534,6 +534,9 @@ impl Transmit {
             queue.ended.get_or_insert(EndReason::Closed);
             queue.carrier = None;
             carrier.shutdown_write();
+            if psock.background_key.get().is_some() {
+                background::get().end_linger(psock);
+            }
         }
         drop(queue);
         self.room.notify_all();

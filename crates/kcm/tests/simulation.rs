@@ -104,11 +104,7 @@ fn simulate(seed: u64, threads: fn(&mut Random) -> usize) {
     };
     world.finish(actors);
     drop(world);
-    // A multiplexor (of two descriptors) is kept until the linger time of its connections is over.
-    let kept = if setup.patient() { 2 } else { 0 };
-    wait_until("no descriptor is leaked", || {
-        open_descriptors() <= before + kept
-    });
+    wait_until("no descriptor is leaked", || open_descriptors() <= before);
 }
 
 fn work(mut actors: Vec<Actor>) -> Vec<Actor> {
