@@ -42,9 +42,15 @@ const IDLE_TICKS: u32 = 50;
 /// A listener whose connection limit is reached is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_millis(10);
 
+static BACKGROUND: OnceLock<Background> = OnceLock::new();
+
+/// The thread, if it was started.
+pub(crate) fn if_started() -> Option<&'static Background> {
+    BACKGROUND.get()
+}
+
 /// The thread, started at the first call.
 pub(crate) fn get() -> &'static Background {
-    static BACKGROUND: OnceLock<Background> = OnceLock::new();
     BACKGROUND.get_or_init(|| {
         // Without an epoll, an eventfd or a thread the process is at its limits in a way that
         // nothing here could be done about.

@@ -671,7 +671,9 @@ impl Mux {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        background::get().stop_listening(self);
+        if let Some(background) = background::if_started() {
+            background.stop_listening(self);
+        }
         let (kick, ready) = self.hub.close();
         if kick == Kick::Watcher {
             self.watch.bring_back(&self.hub);

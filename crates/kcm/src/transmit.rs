@@ -534,14 +534,22 @@ impl Transmit {
             queue.ended.get_or_insert(EndReason::Closed);
             queue.carrier = None;
             carrier.shutdown_write();
-            if psock.background_key.get().is_some() {
-                background::get().end_linger(psock);
-            }
         }
+        let closed = queue.then == Then::Close && queue.carrier.is_none();
         drop(queue);
+        if closed {
+            Self::end_linger(psock);
+        }
         self.room.notify_all();
         psock.mux.sendable();
         self.after_last(psock);
+    }
+
+    /// There is nothing more to send: a closing connection need not be kept for it.
+    fn end_linger(psock: &Psock) {
+        if let Some(background) = background::if_started() {
+            background.end_linger(psock);
+        }
     }
 
     /// The queue is empty: a peer that waits for nothing but the end may have it.
@@ -580,6 +588,7 @@ impl Transmit {
         self.room.notify_all();
         psock.mux.resend(again.into_iter());
         psock.mux.sendable();
+        Self::end_linger(psock);
         // Whoever receives finds out what is left to read.
         psock.drain.store(true, Ordering::Relaxed);
         psock.notify();

@@ -33,7 +33,9 @@ mod wire;
 mod world;
 
 use std::{
-    env, panic,
+    env,
+    net::TcpListener,
+    panic,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -152,13 +154,8 @@ fn work_together(world: &Arc<World>, actors: Vec<Actor>) -> Vec<Actor> {
 
 /// The engine's background thread keeps two descriptors for ever.
 fn start_background() {
-    use std::os::unix::net::UnixStream;
     let mux = common::mux();
-    let (ours, peer) = UnixStream::pair().expect("a pair");
-    mux.attach(ours).expect("attached");
-    drop(peer);
-    let mut socket = mux.socket().expect("a socket");
-    socket.set_nonblocking(true).expect("non-blocking");
-    let _ = socket.recv();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    mux.listen(listener).expect("it accepts in the background");
     mux.shutdown();
 }

@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
@@ -277,6 +277,19 @@ impl Peer {
             Some(script) => script.error(),
             None => self.is_dead().then_some(libc::ECONNRESET),
         }
+    }
+
+    /// Whether TCP may still be bringing some of what was written.
+    pub(crate) fn is_under_way(&self) -> bool {
+        let line = self.line.read().expect("no panic");
+        let Some(Line::Tcp(stream)) = &*line else {
+            return false;
+        };
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: an open descriptor, and room for the one number that this asks for.
+        let result =
+            unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
+        result == 0 && unacknowledged > 0
     }
 
     /// It has gone away, or its line has died under a send.

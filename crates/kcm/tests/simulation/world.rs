@@ -259,7 +259,7 @@ impl World {
         let plan = &peer.plan;
         let start = match peer.script() {
             Some(script) => feed.early + script.read_bytes() - rest.len(),
-            None => unread_from(&stream, plan, feed.written, rest),
+            None => unread_from(&stream, &peer, feed.written, rest),
         };
         assert!(
             plan.bytes[start..].starts_with(rest),
@@ -350,14 +350,15 @@ impl World {
 
 /// Where the bytes given back with a socket began: before those that it still holds, but for what
 /// TCP has not brought yet.
-fn unread_from(stream: &Stream, plan: &Plan, written: usize, rest: &[u8]) -> usize {
+fn unread_from(stream: &Stream, peer: &Peer, written: usize, rest: &[u8]) -> usize {
+    let plan = &peer.plan;
     let fits = |start: &usize| plan.bytes[*start..written].starts_with(rest);
     let end = Instant::now() + Duration::from_millis(50);
     loop {
         let unread = rustix::io::ioctl_fionread(stream).expect("FIONREAD");
         let read = written - usize::try_from(unread).expect("few bytes");
         let start = read - rest.len();
-        let certain = fits(&start) && plan.place_at(start).is_some();
+        let certain = !peer.is_under_way() && fits(&start) && plan.place_at(start).is_some();
         if certain || Instant::now() > end {
             // A full window holds some back for as long as nobody reads.
             let starts = plan.ends.iter().rev().chain(&[0]).copied();
