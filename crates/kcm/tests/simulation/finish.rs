@@ -111,13 +111,13 @@ impl World {
         self.model().check_received();
         let fates = self.fates(&self.model());
         let peers = self.peers();
-        // Closing goes on in the background.
+        // Closing goes on in the background, which may have to wait for a processor.
         let mut before = usize::MAX;
         wait("what was sent has come", || {
             self.open_lines();
             let now = peers.iter().map(|peer| peer.got().len()).sum();
             let same = std::mem::replace(&mut before, now) == now;
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(30));
             same
         });
         let all: Vec<_> = peers.iter().map(|p| &**p).zip(fates).collect();
