@@ -9,6 +9,7 @@
 //! - for a batch, granted up to the caller's share.
 
 use std::{
+    collections::VecDeque,
     iter,
     sync::{
         Arc, MutexGuard,
@@ -19,9 +20,10 @@ use std::{
 use kcm_frame::{Native, Step, Verdict};
 
 use crate::{
-    chunk::Credit,
+    chunk::{Credit, Row},
     event::EndReason,
     gather,
+    granted::Granted,
     message::Message,
     mux::Mux,
     psock::Psock,
@@ -31,6 +33,13 @@ use crate::{
 
 /// Messages of a lease, when there are other connections that want their turn.
 const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
+
+/// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
+/// nothing then; and few enough to leave to others what one thread is long busy with.
+const ROW: usize = 16;
+
+/// The lengths of a row's messages.
+pub(crate) type Lens = [u32; ROW];
 
 /// What a socket walks through alone.
 pub(crate) struct Hand {
@@ -49,18 +58,65 @@ pub(crate) struct Hand {
 pub(crate) enum HandEnd {
     /// The socket has the connection's claim again.
     Back(Arc<Psock>),
-    /// Another thread took the rest; the last message may still be this socket's.
-    Revoked(Option<Message>),
+    /// Another thread took the rest; messages up to where both met may still be this socket's.
+    Revoked(VecDeque<Message>),
 }
 
 impl Hand {
     /// The next whole message, if it is there and still this socket's.
     #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        let rest = self.credit.rest();
         if self.credit.left() == self.credit_at_stop {
             return None;
         }
+        let len = self.whole_message(self.credit.rest())?;
+        let next = self.credit.position() + len;
+        if !state.lease.advance(next, self.credit.left() - 1) {
+            return None;
+        }
+        Some(Message::new(self.credit.take(len)))
+    }
+
+    /// The next whole messages, at most `most`, that are there and still this socket's: taken
+    /// together, so that a message costs little more than to find its end.
+    pub(crate) fn next_row(
+        &mut self,
+        state: &SocketState,
+        most: usize,
+        lens: &mut Lens,
+    ) -> Option<Row<Origin>> {
+        let most = most.min(self.credit.left() - self.credit_at_stop);
+        let (mut views, mut bytes) = (0, 0);
+        let mut rest = self.credit.rest();
+        for place in lens.iter_mut().take(most) {
+            let Some(len) = self.whole_message(rest) else {
+                break;
+            };
+            let Ok(short) = u32::try_from(len) else {
+                break;
+            };
+            *place = short;
+            bytes += len;
+            views += 1;
+            rest = &rest[len..];
+        }
+        let next = self.credit.position() + bytes;
+        if views == 0 || !state.lease.advance(next, self.credit.left() - views) {
+            return None;
+        }
+        Some(self.credit.take_row(bytes, views))
+    }
+
+    /// Puts back what a batch did not take of a row of this walk, for this socket or another.
+    /// False: the lease was revoked meanwhile.
+    pub(crate) fn put_back(&mut self, state: &SocketState, row: Row<Origin>) -> bool {
+        self.credit.put_back(row);
+        (state.lease).advance(self.credit.position(), self.credit.left())
+    }
+
+    /// The length of the message at the front, if it is there as a whole.
+    #[inline(always)]
+    fn whole_message(&self, rest: &[u8]) -> Option<usize> {
         let Verdict::Message(frame) = self.native.parse(rest) else {
             return None;
         };
@@ -72,11 +128,7 @@ impl Hand {
             reason = "not above the slice's length"
         )]
         let len = frame.len as usize;
-        let next = self.credit.position() + len;
-        if !state.lease.advance(next, self.credit.left() - 1) {
-            return None;
-        }
-        Some(Message::new(self.credit.take(len)))
+        Some(len)
     }
 
     /// Ends the walk.
@@ -84,6 +136,7 @@ impl Hand {
         let Self {
             mut credit,
             psock,
+            native,
             start,
             credit_at_start,
             ..
@@ -105,15 +158,18 @@ impl Hand {
                 drop(rx);
                 HandEnd::Back(leased)
             }
-            // The revoker saw the message at which both met as taken.
-            Err(met_at) if met_at > position => {
-                let slice = credit.take(met_at - position);
-                psock.count_received(state, taken + 1, met_at - start);
-                HandEnd::Revoked(Some(Message::new(slice)))
-            }
-            Err(_) => {
-                psock.count_received(state, taken, position - start);
-                HandEnd::Revoked(None)
+            // The revoker saw the messages at which both met as taken.
+            Err(met_at) => {
+                let mut messages = VecDeque::new();
+                while credit.position() < met_at
+                    && let Verdict::Message(frame) = native.parse(credit.rest())
+                    && let Ok(len) = usize::try_from(frame.len)
+                {
+                    messages.push_back(Message::new(credit.take(len)));
+                }
+                let taken = taken + messages.len() as u64;
+                psock.count_received(state, taken, met_at - start);
+                HandEnd::Revoked(messages)
             }
         }
     }
@@ -158,7 +214,7 @@ impl Mux {
         psock: &Arc<Psock>,
         state: &SocketState,
         want: usize,
-        batch: &mut impl Extend<Message>,
+        batch: &mut Granted,
     ) -> Option<Taken> {
         let mut rx = psock.rx();
         let message = if let Some(message) = rx.next_returned() {
@@ -184,7 +240,10 @@ impl Mux {
         }
         if rx.has_returned() {
             let returned = iter::from_fn(|| rx.next_returned()).take(want - 1);
-            batch.extend(returned.inspect(|message| state.counters.received(1, message.len())));
+            for message in returned {
+                state.counters.received(1, message.len());
+                batch.push(message);
+            }
         } else if !rx.bytes().is_empty() {
             match self.lease(psock, &rx, state) {
                 Lent::Hand(hand) => {
@@ -291,7 +350,7 @@ impl Mux {
             return Lent::No;
         }
         let position = rx.position;
-        let mut credit = buffer.credit(position);
+        let mut credit = buffer.credit(position..buffer.len());
         let credit_at_start = credit.left();
         state.lease.begin(psock.clone(), position, credit_at_start);
         // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
@@ -330,21 +389,39 @@ impl Mux {
         rx: &mut Rx,
         state: &SocketState,
         want: usize,
-        batch: &mut impl Extend<Message>,
+        batch: &mut Granted,
     ) {
         let share = rx.bytes().len() / (self.hub.waiting() + 1);
         let (mut messages, mut bytes) = (0, 0);
-        while messages < want as u64 && bytes < share {
-            let Step::Message(frame) = rx.step() else {
-                break;
-            };
-            let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-            let Some(message) = rx.cut(psock, len) else {
-                break;
-            };
-            batch.extend([message]);
+        // Where messages are copied, each is one of its own.
+        while self.memory.is_much_used()
+            && messages < want as u64
+            && bytes < share
+            && let Step::Message(frame) = rx.step()
+            && let Ok(len) = usize::try_from(frame.len)
+            && let Some(message) = rx.cut(psock, len)
+        {
+            batch.push(message);
             messages += 1;
             bytes += len;
+        }
+        let begin = rx.position;
+        let lens = batch.lens();
+        while messages < want as u64
+            && bytes < share
+            && let Step::Message(frame) = rx.step()
+            && let Ok(len) = u32::try_from(frame.len)
+        {
+            lens.push(len);
+            let len = len as usize;
+            rx.pass_over(psock, len);
+            messages += 1;
+            bytes += len;
+        }
+        if let Some(buffer) = rx.buffer()
+            && rx.position > begin
+        {
+            batch.set_share(buffer.credit(begin..rx.position));
         }
         psock.count_received(state, messages, bytes);
     }

@@ -48,6 +48,7 @@ mod delivery;
 mod error;
 mod event;
 mod gather;
+mod granted;
 mod hub;
 mod lease;
 mod memory;

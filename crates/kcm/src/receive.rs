@@ -166,10 +166,18 @@ impl Rx {
         } else {
             buffer.slice(range)
         };
-        self.assembler.delivered(&slice);
-        self.end_pass(psock);
-        self.set_position(self.position + len);
+        self.pass_over(psock, len);
         Some(Message::new(slice))
+    }
+
+    /// The message at the front, which is whole, has been taken.
+    pub(crate) fn pass_over(&mut self, psock: &Psock, len: usize) {
+        if let Some(buffer) = &self.buffer {
+            let message = &buffer.filled()[self.position..][..len];
+            self.assembler.delivered(message);
+        }
+        self.end_pass(psock);
+        self.position += len;
     }
 
     /// As above, where nothing is left behind it: the message takes the buffer with it.
@@ -321,14 +329,7 @@ impl Rx {
         };
         let asked = most.min(buffer.room_len());
         let result = loop {
-            let result = buffer.append(asked, |room| {
-                if blocking {
-                    carrier.recv_blocking(room)
-                } else {
-                    carrier.recv(room)
-                }
-            });
-            match result {
+            match carrier.recv(&mut buffer, asked, blocking) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted && !blocking => {}
                 result => break result,
             }

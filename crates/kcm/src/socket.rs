@@ -1,7 +1,6 @@
 //! A message socket of a multiplexor: receiving.
 
 use std::{
-    collections::VecDeque,
     fmt,
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -12,16 +11,19 @@ use std::{
 };
 
 use crate::{
+    chunk::Row,
     connection::ConnectionId,
-    delivery::{Hand, HandEnd},
+    delivery::{Hand, HandEnd, Lens},
     error::{Error, Result},
     gather,
+    granted::Granted,
     hub::{Parker, SharedParker, Turn},
     lease::Lease,
     message::Message,
     mux::Mux,
     psock::Psock,
     readiness::Poll,
+    receive::Origin,
     send::OpenMessage,
     spin::Spin,
     watch::Known,
@@ -67,7 +69,10 @@ pub struct Socket {
     /// A burst that this socket walks through.
     hand: Option<Hand>,
     /// Messages granted to a batch.
-    granted: VecDeque<Message>,
+    granted: Granted,
+    /// The lengths of the messages in a batch's row. Here, for what is written in parts must not be
+    /// moved as a whole at once: the processor waits for that.
+    lens: Lens,
     /// A message that was looked at, or read in part, and how far.
     partial: Option<(Message, usize)>,
     /// An ordered connection whose message this socket has.
@@ -133,7 +138,8 @@ impl Socket {
             mux,
             state,
             hand: None,
-            granted: VecDeque::new(),
+            granted: Granted::default(),
+            lens: Lens::default(),
             partial: None,
             ordered: None,
             open: OpenMessage::default(),
@@ -170,7 +176,7 @@ impl Socket {
         {
             return Ok(message);
         }
-        self.recv_slow(1)
+        Ok(self.recv_slow(1)?)
     }
 
     /// The next message, copied: one message, or, on a seqpacket socket, the next part of it.
@@ -211,21 +217,19 @@ impl Socket {
     ///
     /// As [`Socket::recv`].
     pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
-        let max = max.max(1);
-        let first = match &mut self.hand {
-            Some(hand) if self.partial.is_none() => hand.next(&self.state),
-            _ => None,
-        };
-        let first = match first {
-            Some(first) => First::Fresh(first),
-            None if self.partial.is_some() => First::Begun,
-            None => First::Fresh(self.recv_slow(max)?),
-        };
-        Ok(Batch {
-            left: max - 1,
-            first,
-            socket: self,
-        })
+        let left = max.max(1);
+        if self.partial.is_none() {
+            let next = match &mut self.hand {
+                Some(hand) => hand.next_row(&self.state, left, &mut self.lens),
+                None => None,
+            };
+            if let Some(row) = next {
+                return Ok(Batch::new(self, row, left));
+            }
+            let first = self.recv_slow(left)?;
+            self.granted.push_front(first);
+        }
+        Ok(Batch::new(self, Row::empty(), left))
     }
 
     /// The next message, or what is left of one that was read in part; it stays, with this socket,
@@ -315,7 +319,7 @@ impl Socket {
     /// Everything but the next message of a burst in hand.
     #[cold]
     #[inline(never)]
-    fn recv_slow(&mut self, want: usize) -> Result<Message> {
+    fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
         if self.solo {
             if let Some(known) = &self.known
                 && !self.state.has_settings()
@@ -331,7 +335,7 @@ impl Socket {
             self.after_recv(true);
             return Ok(message.share_from(from));
         }
-        if let Some(message) = self.granted.pop_front() {
+        if let Some(message) = self.granted.next() {
             self.after_recv(true);
             return Ok(message);
         }
@@ -340,8 +344,14 @@ impl Socket {
         if let Some(hand) = self.hand.take() {
             match hand.end(&self.mux, &self.state) {
                 HandEnd::Back(psock) => back = Some(psock),
-                HandEnd::Revoked(Some(message)) => return Ok(message),
-                HandEnd::Revoked(None) => {}
+                HandEnd::Revoked(mut messages) => {
+                    let first = messages.pop_front();
+                    // A batch was left with them.
+                    self.give_back(messages);
+                    if let Some(first) = first {
+                        return Ok(first);
+                    }
+                }
             }
         }
         let result = self.wait(back, want);
@@ -351,7 +361,7 @@ impl Socket {
 
     /// Finds a message: in the connection whose claim this socket has, among what is ready, in
     /// another socket's lease, or by waiting.
-    fn wait(&mut self, back: Option<Arc<Psock>>, want: usize) -> Result<Message> {
+    fn wait(&mut self, back: Option<Arc<Psock>>, want: usize) -> Result<Message, NoMessage> {
         if let Some(psock) = back {
             // The others have their turn first.
             if self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
@@ -389,11 +399,11 @@ impl Socket {
                 }
                 Got::Nothing => {
                     if nonblocking && self.mux.hub.ready() == 0 {
-                        return Err(Error::WouldBlock);
+                        return Err(NoMessage::WouldBlock);
                     }
                 }
-                Got::TimedOut => return Err(Error::WouldBlock),
-                Got::Closed => return Err(Error::Closed),
+                Got::TimedOut => return Err(NoMessage::WouldBlock),
+                Got::Closed => return Err(NoMessage::Closed),
             }
         }
     }
@@ -452,18 +462,22 @@ impl Socket {
     }
 
     /// A disabled socket is given nothing, however long it waits.
-    fn wait_disabled(&mut self, nonblocking: bool, deadline: Option<Instant>) -> Result<Message> {
+    fn wait_disabled(
+        &mut self,
+        nonblocking: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Message, NoMessage> {
         /// Between two looks whether it is enabled again: nobody waits for this in a hurry.
         const LOOK: Duration = Duration::from_millis(5);
         loop {
             if self.mux.is_closed() {
-                return Err(Error::Closed);
+                return Err(NoMessage::Closed);
             }
             if !self.state.is_receive_disabled() {
                 return self.wait(None, 1);
             }
             if nonblocking || deadline.is_some_and(|at| at <= Instant::now()) {
-                return Err(Error::WouldBlock);
+                return Err(NoMessage::WouldBlock);
             }
             std::thread::sleep(LOOK);
         }
@@ -518,6 +532,24 @@ impl Socket {
     }
 }
 
+/// Why a receive has no message. Small, and not [`Error`] itself: the two ways through
+/// [`Socket::recv`] would then meet in memory, where a message that was just written in parts is
+/// read as a whole, for which the processor waits (8 ns a message).
+enum NoMessage {
+    WouldBlock,
+    Closed,
+}
+
+impl From<NoMessage> for Error {
+    #[cold]
+    fn from(reason: NoMessage) -> Self {
+        match reason {
+            NoMessage::WouldBlock => Self::WouldBlock,
+            NoMessage::Closed => Self::Closed,
+        }
+    }
+}
+
 enum Got {
     Psock(Arc<Psock>),
     Nothing,
@@ -543,7 +575,7 @@ impl Drop for Socket {
         if self.solo {
             self.mux.break_solo();
         }
-        let mut messages = std::mem::take(&mut self.granted);
+        let mut messages = self.granted.take_all();
         messages.extend(self.partial.take().map(|(message, _)| message));
         let mut back = None;
         if let Some(hand) = self.hand.take() {
@@ -573,29 +605,22 @@ impl fmt::Debug for Socket {
 
 /// Messages taken together; from [`Socket::recv_batch`].
 pub struct Batch<'a> {
-    socket: &'a mut Socket,
-    first: First,
+    /// The next of them; `Socket::lens` has their lengths.
+    row: Row<Origin>,
+    /// Which of the lengths is next.
+    next: usize,
+    /// How many may be taken beside the row.
     left: usize,
+    socket: &'a mut Socket,
 }
 
-/// The first message of a batch.
-enum First {
-    Taken,
-    Fresh(Message),
-    /// The one that the socket has looked at, or read in part; it stays there until it is taken.
-    Begun,
-}
-
-impl Batch<'_> {
-    #[cold]
-    fn take_first(&mut self) -> Option<Message> {
-        match std::mem::replace(&mut self.first, First::Taken) {
-            First::Taken => None,
-            First::Fresh(message) => Some(message),
-            First::Begun => {
-                let (message, from) = self.socket.partial.take()?;
-                Some(message.share_from(from))
-            }
+impl<'a> Batch<'a> {
+    fn new(socket: &'a mut Socket, row: Row<Origin>, max: usize) -> Self {
+        Self {
+            next: 0,
+            left: max - row.views(),
+            row,
+            socket,
         }
     }
 }
@@ -605,48 +630,104 @@ impl Iterator for Batch<'_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Message> {
-        if !matches!(self.first, First::Taken) {
-            return self.take_first();
+        if self.row.views() == 0 {
+            // By value: a batch whose address goes elsewhere could not stay in registers.
+            match self.socket.more_of_batch(self.left) {
+                More::Row(row) => {
+                    self.left -= row.views();
+                    self.next = 0;
+                    self.row = row;
+                }
+                More::One(message) => {
+                    self.left -= 1;
+                    return Some(message);
+                }
+                More::None => {
+                    self.left = 0;
+                    return None;
+                }
+            }
         }
-        if self.left == 0 {
-            return None;
+        let len = *self.socket.lens.get(self.next)?;
+        self.next += 1;
+        Some(Message::new(self.row.take(len as usize)))
+    }
+}
+
+/// What a batch goes on with.
+enum More {
+    Row(Row<Origin>),
+    One(Message),
+    None,
+}
+
+impl Socket {
+    /// More for a batch that may take `left`.
+    #[inline(never)]
+    fn more_of_batch(&mut self, left: usize) -> More {
+        if left == 0 {
+            return More::None;
         }
-        self.left -= 1;
-        if let Some(hand) = &mut self.socket.hand {
-            return hand.next(&self.socket.state);
+        if let Some((message, from)) = self.partial.take() {
+            return More::One(message.share_from(from));
         }
-        self.socket.granted.pop_front()
+        if let Some(message) = self.granted.next_single() {
+            return More::One(message);
+        }
+        let row = match &mut self.hand {
+            Some(hand) => hand.next_row(&self.state, left, &mut self.lens),
+            None => self.granted.next_row(left, &mut self.lens),
+        };
+        row.map_or(More::None, More::Row)
+    }
+
+    /// A batch is over; what was not taken from it is for whoever asks next.
+    #[inline(never)]
+    fn end_batch(&mut self, row: Row<Origin>, next: usize) {
+        if row.views() > 0 || !self.granted.is_empty() {
+            self.return_rest(row, next);
+        }
+        self.after_recv(true);
+    }
+
+    #[cold]
+    fn return_rest(&mut self, mut row: Row<Origin>, next: usize) {
+        let mut messages = self.granted.take_all();
+        match &mut self.hand {
+            // Rows are of the walk, what was granted is not.
+            Some(hand) if messages.is_empty() => {
+                if hand.put_back(&self.state, row) {
+                    return;
+                }
+            }
+            _ => {
+                for &len in &self.lens[next..][..row.views()] {
+                    messages.push_back(Message::new(row.take(len as usize)));
+                }
+            }
+        }
+        let mut back = None;
+        match self
+            .hand
+            .take()
+            .map(|hand| hand.end(&self.mux, &self.state))
+        {
+            Some(HandEnd::Back(psock)) => back = Some(psock),
+            Some(HandEnd::Revoked(more)) => messages.extend(more),
+            None => {}
+        }
+        self.give_back(messages);
+        if let Some(psock) = back {
+            psock.release(true);
+        }
     }
 }
 
 impl Drop for Batch<'_> {
+    #[inline(always)]
     fn drop(&mut self) {
-        let socket = &mut *self.socket;
-        let first = match std::mem::replace(&mut self.first, First::Taken) {
-            First::Fresh(first) => Some(first),
-            First::Begun | First::Taken => None,
-        };
-        if first.is_some() || !socket.granted.is_empty() {
-            // Not wanted now: for whoever asks next, before what comes behind.
-            let hand = if first.is_some() {
-                socket.hand.take()
-            } else {
-                None
-            };
-            let mut messages = std::mem::take(&mut socket.granted);
-            messages.extend(first);
-            let mut back = None;
-            match hand.map(|hand| hand.end(&socket.mux, &socket.state)) {
-                Some(HandEnd::Back(psock)) => back = Some(psock),
-                Some(HandEnd::Revoked(message)) => messages.extend(message),
-                None => {}
-            }
-            socket.give_back(messages);
-            if let Some(psock) = back {
-                psock.release(true);
-            }
-        }
-        socket.after_recv(true);
+        let row = std::mem::replace(&mut self.row, Row::empty());
+        self.socket.end_batch(row, self.next);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     io::{self, IoSlice},
-    mem::MaybeUninit,
     net::TcpStream,
     ops::Range,
     os::{
@@ -14,6 +13,8 @@ use std::{
 };
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
+use crate::chunk::Buffer;
 
 /// A byte stream that is not a plain socket: TLS, shared memory, a test's fault injector.
 ///
@@ -104,35 +105,29 @@ pub(crate) enum Carrier {
 }
 
 impl Carrier {
-    /// Whether a thread may block in [`Carrier::recv_blocking`].
+    /// Whether a thread may block in [`Carrier::recv`].
     pub(crate) fn is_socket(&self) -> bool {
         matches!(self, Self::Socket(_))
     }
 
-    /// What there is now.
-    pub(crate) fn recv<'a>(&self, room: &'a mut [MaybeUninit<u8>]) -> io::Result<&'a mut [u8]> {
-        match self {
-            Self::Socket(fd) => Ok(rustix::net::recv(fd, room, RecvFlags::DONTWAIT)?.0.0),
-            Self::Other(transport) => {
-                // A Transport is not trusted with memory that is not initialised.
-                let mut copy = vec![0; room.len()];
-                let n = transport.recv(&mut copy)?;
-                match (room.get_mut(..n), copy.get(..n)) {
-                    (Some(room), Some(copy)) => Ok(room.write_copy_of_slice(copy)),
-                    _ => Err(io::Error::other("a transport claims more than fits")),
-                }
-            }
-        }
-    }
-
-    /// Waits for what comes.
-    pub(crate) fn recv_blocking<'a>(
+    /// Appends what there is now, at most `most` bytes: their number. `blocking`: waits for some, if
+    /// this is a socket.
+    pub(crate) fn recv<T>(
         &self,
-        room: &'a mut [MaybeUninit<u8>],
-    ) -> io::Result<&'a mut [u8]> {
+        buffer: &mut Buffer<T>,
+        most: usize,
+        blocking: bool,
+    ) -> io::Result<usize> {
         match self {
-            Self::Socket(fd) => Ok(rustix::net::recv(fd, room, RecvFlags::empty())?.0.0),
-            Self::Other(_) => self.recv(room),
+            Self::Socket(fd) => {
+                let flags = if blocking {
+                    RecvFlags::empty()
+                } else {
+                    RecvFlags::DONTWAIT
+                };
+                buffer.append(most, |room| Ok(rustix::net::recv(fd, room, flags)?.0.0))
+            }
+            Self::Other(transport) => buffer.append_initialised(most, |room| transport.recv(room)),
         }
     }
 
