@@ -125,7 +125,7 @@ fn by_hand(stream: &Endless, buffer: &mut [u8]) -> io::Result<u64> {
 fn single(socket: &mut Socket) -> kcm::Result<u64> {
     let mut sum = 0;
     for _ in 0..MESSAGES_A_ROUND {
-        look(&mut sum, &*socket.recv()?);
+        look(&mut sum, &socket.recv()?);
     }
     Ok(sum)
 }
