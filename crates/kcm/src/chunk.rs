@@ -43,10 +43,8 @@ use crate::{
     sys,
 };
 
-/// Head of a block; the bytes follow it, at a multiple of 64. (Where a destination lies less than 64
-/// bytes behind its source, modulo a page, some processors copy at a tenth of their speed. What comes
-/// in whole pages is copied to such a place if this is not aligned: 20 ns more for a message of 64 bytes.)
-#[repr(align(64))]
+/// Head of a block; the bytes follow it.
+#[repr(C)]
 struct Block<T> {
     refs: AtomicUsize,
     capacity: usize,
@@ -54,19 +52,30 @@ struct Block<T> {
     owner: UnsafeCell<Option<T>>,
 }
 
+/// Size of the head, and alignment of large blocks. Where a destination lies up to 32 bytes behind
+/// its source, modulo a page, some processors copy at a tenth of their speed; what comes in whole
+/// pages is copied to such a place unless this is aligned (20 ns more for a message of 64 bytes).
+const HEAD_BYTES: usize = 64;
+/// From here on a block is large. For smaller ones aligned memory costs more than it can save.
+const LARGE_BYTES: usize = 32 << 10;
+
 impl<T> Block<T> {
     fn layout(capacity: usize) -> Layout {
+        const { assert!(size_of::<Self>() <= HEAD_BYTES && align_of::<Self>() <= HEAD_BYTES) };
+        let align = if capacity < LARGE_BYTES {
+            align_of::<Self>()
+        } else {
+            HEAD_BYTES
+        };
         // A capacity that makes this overflow could not have been allocated.
-        let (layout, offset) = Layout::new::<Self>()
-            .extend(Layout::array::<u8>(capacity).expect("capacity fits in memory"))
-            .expect("capacity fits in memory");
-        debug_assert_eq!(offset, size_of::<Self>());
-        layout
+        let size = HEAD_BYTES.checked_add(capacity);
+        let layout = size.and_then(|size| Layout::from_size_align(size, align).ok());
+        layout.expect("capacity fits in memory")
     }
 
     fn bytes(this: NonNull<Self>) -> NonNull<u8> {
         // SAFETY: the bytes follow the head in the same allocation (`layout`).
-        unsafe { this.add(1).cast() }
+        unsafe { this.cast().add(HEAD_BYTES) }
     }
 
     /// Gives up `n` references.

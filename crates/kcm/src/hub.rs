@@ -142,13 +142,14 @@ impl<T> Hub<T> {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// An item, if one is ready.
-    pub(crate) fn pop(&self) -> Option<T> {
+    /// An item, if one is ready. `soon` is told of the one that comes after it.
+    pub(crate) fn pop(&self, soon: impl FnOnce(&T)) -> Option<T> {
         if self.ready() == 0 {
             return None;
         }
         let mut state = lock(&self.state);
         let item = self.pop_locked(&mut state);
+        state.ready.front().map(soon);
         let wake = self.wake_for_rest(&mut state);
         drop(state);
         wake_up(wake);

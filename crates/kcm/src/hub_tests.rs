@@ -15,7 +15,7 @@ fn one_watches_and_the_others_park() {
     let past = Some(Instant::now());
     assert_eq!(hub.turn(&parker, past), Turn::TimedOut);
     hub.leave_watch([1, 2], false);
-    assert_eq!(hub.pop(), Some(1));
+    assert_eq!(hub.pop(|_| ()), Some(1));
     assert_eq!(hub.turn(&parker, soon()), Turn::Item(2));
     assert_eq!(hub.try_turn(), Turn::Watch);
 }
@@ -30,7 +30,10 @@ fn a_push_wakes_a_parked_thread_or_kicks_the_watcher() {
     assert_eq!(hub.push(8), Ok(Kick::None), "it is on its way");
     hub.leave_watch([], false);
     assert!(!hub.is_kicked());
-    assert_eq!((hub.pop(), hub.pop(), hub.pop()), (Some(7), Some(8), None));
+    assert_eq!(
+        (hub.pop(|_| ()), hub.pop(|_| ()), hub.pop(|_| ())),
+        (Some(7), Some(8), None)
+    );
 
     assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
     let (send, receive) = mpsc::channel();

@@ -26,6 +26,7 @@ use crate::{
     receive::Origin,
     send::OpenMessage,
     spin::Spin,
+    sys,
     watch::Known,
 };
 
@@ -384,7 +385,7 @@ impl Socket {
                     self.mux.harvest_for_all();
                 }
             }
-            if let Some(psock) = self.mux.hub.pop() {
+            if let Some(psock) = self.mux.hub.pop(|soon| sys::prefetch(&**soon)) {
                 psock.claim.claim();
                 if let Some(message) = self.take(psock, want) {
                     return Ok(message);

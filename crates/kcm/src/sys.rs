@@ -41,6 +41,26 @@ pub(crate) fn membarrier() {
     );
 }
 
+/// Asks the processor to bring this value into its cache, and goes on at once.
+#[inline]
+pub(crate) fn prefetch<T>(value: &T) {
+    const LINE_BYTES: usize = 64;
+    let start = std::ptr::from_ref(value).cast::<i8>();
+    for offset in (0..size_of::<T>()).step_by(LINE_BYTES) {
+        let line = start.wrapping_add(offset);
+        // SAFETY: a hint, which reads nothing and faults on no address.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line);
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) line, options(nostack, readonly));
+        }
+    }
+}
+
 /// Checks that a descriptor may be attached; gives the socket's cookie, unique in the system.
 pub(crate) fn check_attachable(fd: BorrowedFd<'_>) -> Result<u64, Error> {
     let kind = match sockopt::socket_type(fd) {
