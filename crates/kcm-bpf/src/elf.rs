@@ -20,9 +20,7 @@ use std::collections::BTreeMap;
 
 use object::elf::{EM_BPF, ET_REL};
 use object::read::elf::{ElfFile64, FileHeader as _};
-use object::{
-    LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionIndex, SectionKind, SymbolKind,
-};
+use object::{LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 use crate::{Error, Insn, Result};
 
@@ -68,8 +66,8 @@ struct Object<'data> {
     functions: BTreeMap<Place, Function<'data>>,
 }
 
-/// A section, and an offset in bytes in it.
-type Place = (SectionIndex, u64);
+/// The index of a section, and an offset in bytes in it.
+type Place = (usize, u64);
 
 #[derive(Clone, Copy)]
 struct Function<'data> {
@@ -104,7 +102,7 @@ impl<'data> Object<'data> {
                 len_bytes: symbol.size(),
                 is_global: symbol.is_global(),
             };
-            let place = (section, symbol.address());
+            let place = (section.0, symbol.address());
             // Of several names of one function a global one counts.
             let known = functions.entry(place).or_insert(function);
             if function.is_global && !known.is_global {
@@ -114,11 +112,11 @@ impl<'data> Object<'data> {
         Ok(Self { file, functions })
     }
 
-    fn choose_section(&self, wanted: Option<&str>) -> Result<SectionIndex> {
+    fn choose_section(&self, wanted: Option<&str>) -> Result<usize> {
         let mut with_code = Vec::new();
         for section in self.file.sections() {
             if section.kind() == SectionKind::Text && section.size() > 0 {
-                with_code.push((section.name().map_err(malformed)?, section.index()));
+                with_code.push((section.name().map_err(malformed)?, section.index().0));
             }
         }
         let mut fitting: Vec<_> = match wanted {
@@ -134,7 +132,7 @@ impl<'data> Object<'data> {
         if fitting.is_empty() && wanted.is_none() {
             fitting = with_code.iter().collect();
         }
-        let names = |sections: &[&(&str, SectionIndex)]| {
+        let names = |sections: &[&(&str, usize)]| {
             sections
                 .iter()
                 .map(|(name, _)| (*name).to_owned())
@@ -155,7 +153,7 @@ impl<'data> Object<'data> {
         }
     }
 
-    fn main_function(&self, section: SectionIndex) -> Result<Place> {
+    fn main_function(&self, section: usize) -> Result<Place> {
         let all = (section, 0)..=(section, u64::MAX);
         let mut globals = self.functions.range(all).filter(|(_, f)| f.is_global);
         let Some((&place, first)) = globals.next() else {

@@ -52,7 +52,7 @@ pub(super) fn link(object: &Object, main: Place) -> Result<Vec<Insn>> {
 struct Linker<'a, 'data> {
     object: &'a Object<'data>,
     /// Those with a function that was placed.
-    sections: BTreeMap<SectionIndex, Section<'data>>,
+    sections: BTreeMap<usize, Section<'data>>,
     /// In all of `sections`. One table can be given to many sections, so that the object's length
     /// is no bound.
     relocation_count: usize,
@@ -144,10 +144,13 @@ fn distance_bytes(call: Insn) -> i64 {
 
 fn read_section<'data>(
     object: &Object<'data>,
-    index: SectionIndex,
+    index: usize,
     max_relocations: usize,
 ) -> Result<Section<'data>> {
-    let section = object.file.section_by_index(index).map_err(malformed)?;
+    let section = object
+        .file
+        .section_by_index(SectionIndex(index))
+        .map_err(malformed)?;
     if section.kind() != SectionKind::Text {
         return Err(not_an_object("damaged: function in a section without code"));
     }
@@ -228,7 +231,7 @@ fn call_target(
     if insn.is_local_call() && relocation.kind == R_BPF_64_32 {
         let target = distance_bytes(insn).checked_add_unsigned(symbol.address());
         let target = target.and_then(|bytes| u64::try_from(bytes).ok());
-        return Ok((section_index, target.unwrap_or(u64::MAX)));
+        return Ok((section_index.0, target.unwrap_or(u64::MAX)));
     }
     let section = object.file.section_by_index(section_index);
     let section_name = section.as_ref().map_or("?", |s| s.name().unwrap_or("?"));
