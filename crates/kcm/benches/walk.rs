@@ -1,5 +1,5 @@
 //! What a small message costs beyond the system's work: a burst of 64-byte messages that is
-//! always there, walked through by hand, one message a call, and in batches.
+//! always there, walked through by hand, one message a call, and in batches; and with a reply to each.
 //!
 //! `cargo bench -p kcm --bench walk [ROUNDS]` prints nanoseconds a message, minimum and median of
 //! rounds that take turns. The stream is memory, so that no system call is in the figures; the copy
@@ -18,7 +18,15 @@ use rustix::event::{EventfdFlags, eventfd};
 const MESSAGE_BYTES: usize = 64;
 const BURST_BYTES: usize = 64 << 10;
 const MESSAGES_A_ROUND: u64 = 1 << 20;
-const CONTENDERS: [&str; 4] = ["copy alone", "by hand", "recv", "recv_batch"];
+const CONTENDERS: [&str; 6] = [
+    "copy alone",
+    "by hand",
+    "recv",
+    "recv_batch",
+    "by hand, replies",
+    "recv, replies",
+];
+const REPLY: [u8; 12] = [0, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
 const BATCH: usize = 1024;
 
 /// A stream of messages without end.
@@ -77,8 +85,8 @@ impl Transport for Endless {
         Ok(len)
     }
 
-    fn send(&self, _buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
+    fn send(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(buffers.iter().map(|buffer| buffer.len()).sum())
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -103,8 +111,9 @@ fn copy(stream: &Endless, buffer: &mut [u8]) -> io::Result<u64> {
 }
 
 #[inline(never)]
-fn by_hand(stream: &Endless, buffer: &mut [u8]) -> io::Result<u64> {
+fn by_hand(stream: &Endless, buffer: &mut [u8], reply: bool) -> io::Result<u64> {
     let (mut sum, mut messages) = (0, 0);
+    let mut replies = Vec::with_capacity(BURST_BYTES);
     while messages < MESSAGES_A_ROUND {
         let len = stream.recv(buffer)?;
         let mut rest = &buffer[..len];
@@ -114,18 +123,27 @@ fn by_hand(stream: &Endless, buffer: &mut [u8]) -> io::Result<u64> {
                 break;
             };
             look(&mut sum, message);
+            if reply {
+                replies.extend_from_slice(&REPLY);
+            }
             messages += 1;
             rest = after;
         }
+        stream.send(&[IoSlice::new(&replies)])?;
+        replies.clear();
     }
     Ok(sum)
 }
 
 #[inline(never)]
-fn single(socket: &mut Socket) -> kcm::Result<u64> {
+fn single(socket: &mut Socket, reply: bool) -> kcm::Result<u64> {
     let mut sum = 0;
     for _ in 0..MESSAGES_A_ROUND {
-        look(&mut sum, &socket.recv()?);
+        let message = socket.recv()?;
+        look(&mut sum, &message);
+        if reply {
+            message.reply(&REPLY)?;
+        }
     }
     Ok(sum)
 }
@@ -160,9 +178,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let begin = Instant::now();
             black_box(match contender {
                 0 => copy(&stream, buffer)?,
-                1 => by_hand(&stream, buffer)?,
-                2 => single(&mut socket)?,
-                _ => batches(&mut socket)?,
+                1 => by_hand(&stream, buffer, false)?,
+                2 => single(&mut socket, false)?,
+                3 => batches(&mut socket)?,
+                4 => by_hand(&stream, buffer, true)?,
+                _ => single(&mut socket, true)?,
             });
             times.push(begin.elapsed());
         }
@@ -171,7 +191,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         times.sort();
         let ns = |time: Duration| time.as_secs_f64() * 1e9 / MESSAGES_A_ROUND as f64;
         let (least, median) = (ns(times[0]), ns(times[times.len() / 2]));
-        println!("{name:<12} {least:6.2} ns min  {median:6.2} ns median");
+        println!("{name:<18} {least:6.2} ns min  {median:6.2} ns median");
     }
     Ok(())
 }
