@@ -54,6 +54,7 @@ mod memory;
 mod message;
 mod multiplexor;
 mod mux;
+mod outgoing;
 mod psock;
 mod readiness;
 mod receive;
@@ -68,6 +69,7 @@ mod sys;
 mod transmit;
 mod transport;
 mod watch;
+mod write_queue;
 
 #[cfg(all(test, not(loom)))]
 mod engine_tests;
