@@ -35,7 +35,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock, wait};
+use crate::sync::{
+    Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock, loom_fence, wait,
+};
 
 /// How long the watch may stand empty while a message might be waiting: about a hundred times
 /// what handing a message over costs, and short against what a user notices.
@@ -129,6 +131,7 @@ impl<T> Hub<T> {
         // SYNC: sequentially consistent with `waiting` in a thread that has just published a
         // lease: either it sees this thread, or this thread sees the lease.
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        loom_fence();
         Waiting(&self.waiting)
     }
 

@@ -70,6 +70,8 @@ mod transmit;
 mod transport;
 mod watch;
 mod write_queue;
+mod write_right;
+mod writer;
 
 #[cfg(all(test, not(loom)))]
 mod engine_tests;

@@ -46,7 +46,7 @@ pub(crate) struct Mux {
     /// Its items are connections that have, or may have, a message.
     pub(crate) hub: Hub<Arc<Psock>>,
     pub(crate) watch: Watch,
-    pub(crate) solo: Solo,
+    pub(crate) solo: Solo<Arc<Psock>>,
     pub(crate) readiness: Readiness,
     pub(crate) memory: Memory,
     pub(crate) limits: MuxLimits,

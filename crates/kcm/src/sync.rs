@@ -49,6 +49,15 @@ pub(crate) fn wait<'a, T>(
     }
 }
 
+/// Stands after, or before, a sequentially consistent operation that has to be seen in one order with
+/// those on another variable. Loom orders such operations only where they are on one variable, but
+/// knows the fence.
+#[inline(always)]
+pub(crate) fn loom_fence() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
 /// `std`'s cell with the interface of loom's, which finds accesses that overlap.
 #[cfg(not(loom))]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);

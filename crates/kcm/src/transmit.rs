@@ -80,7 +80,7 @@ impl Transmit {
         self.queue.has_ended()
     }
 
-    /// Whether nothing waits here, nor with a thread that keeps replies back.
+    /// Whether nothing waits here, nor with a thread that writes or keeps replies back.
     pub(crate) fn has_sent_all(&self) -> bool {
         self.queue.has_sent_all()
     }

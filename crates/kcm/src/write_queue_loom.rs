@@ -3,7 +3,10 @@ use std::{collections::VecDeque, io};
 use loom::{cell::UnsafeCell, thread};
 
 use super::*;
-use crate::sync::Arc;
+use crate::{
+    outgoing,
+    sync::{Arc, Condvar, Mutex, lock},
+};
 
 /// Stands for the system. Its cell finds two threads that write at once, or one after the other
 /// with nothing between them that orders their memory.
@@ -200,7 +203,7 @@ fn loom_what_is_queued_while_the_writer_leaves_is_sent() {
         assert_eq!(queue.taken(), (3, 9));
         assert_eq!(queue.queued_bytes(), 0);
         assert!(queue.has_sent_all());
-        assert!(queue.enter().is_some(), "the next one needs no lock");
+        assert!(queue.right.enter().is_some(), "the next one needs no lock");
     });
 }
 
@@ -362,7 +365,7 @@ fn loom_detaching_waits_for_what_is_kept_back() {
             messages.push(b"ccc");
         }
         assert_whole(&at_the_end, messages);
-        assert_eq!(queue.kept(), 0);
+        assert_eq!(queue.right.kept(), 0);
     });
 }
 
@@ -426,6 +429,28 @@ fn loom_a_writer_does_not_leave_unseen() {
         let seen = queue.taken() == (1, 3);
         let told = sender.join().unwrap();
         assert!(seen || told);
+    });
+}
+
+/// All is sent when it says so, also while a writer has the queue in its hands: a connection whose
+/// peer has its answers is closed then, and nobody keeps it.
+#[test]
+fn loom_nothing_is_under_way_when_all_is_sent() {
+    check(3, || {
+        let wire = Wire::taking(2);
+        let queue = queue(&wire);
+        let sender = {
+            let queue = queue.clone();
+            thread::spawn(move || {
+                let _ = outcome(&queue, send(&queue, b"aaa", true));
+            })
+        };
+        queue.look_always();
+        if queue.taken() == (1, 3) && queue.has_sent_all() {
+            assert_eq!(wire.bytes(), b"aaa");
+        }
+        sender.join().unwrap();
+        assert_eq!(wire.bytes(), b"aaa");
     });
 }
 
