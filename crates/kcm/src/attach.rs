@@ -4,10 +4,7 @@ use std::{
     collections::HashSet,
     net::TcpListener,
     os::fd::AsFd,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Instant,
 };
 
@@ -219,19 +216,5 @@ impl Psock {
     /// Whether a thread may block in a receive on it.
     pub(crate) fn can_be_watched_alone(&self) -> bool {
         self.is_socket
-    }
-
-    /// Counts messages as sent, or (below zero) as not sent after all. The caller has the sending
-    /// side locked, so that no read-modify-write is needed while the connection is attached.
-    pub(crate) fn count_sent(&self, messages: i64, bytes: i64) {
-        let add = |counter: &AtomicU64, n: i64| {
-            let now = counter.load(Ordering::Relaxed);
-            counter.store(now.saturating_add_signed(n), Ordering::Relaxed);
-        };
-        add(&self.counters.tx_messages, messages);
-        add(&self.counters.tx_bytes, bytes);
-        if self.counted_as_gone.load(Ordering::Relaxed) {
-            self.mux.counters.count_late(messages, bytes);
-        }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Gathered {
 struct Replies {
     psock: Option<Arc<Psock>>,
     bytes: Vec<u8>,
-    messages: i64,
+    messages: usize,
 }
 
 /// How quickly a thread replies. (A cell for each field: copied as a whole, which the processor
@@ -127,7 +127,7 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
             let add = |replies: &mut Replies| replies.add(psock, pieces);
             // SAFETY: `GATHERED` is this thread's, and `add` does nothing but copy.
             let bytes = unsafe { gathered.replies.own(add) };
-            if !pace.held.replace(true) {
+            if bytes.is_some() && !pace.held.replace(true) {
                 gathered.busy.store(true, Ordering::Relaxed);
                 if !gathered.ticking.load(Ordering::Relaxed) {
                     background::get().tick(gathered);
@@ -136,7 +136,7 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
             bytes
         });
         // A thread that is ending keeps nothing back.
-        let Ok(bytes) = added else { return false };
+        let Ok(Some(bytes)) = added else { return false };
         if bytes >= MOST_BYTES {
             flush(pace);
         }
@@ -195,23 +195,25 @@ impl Drop for Gathered {
 }
 
 impl Replies {
-    /// The bytes there are.
+    /// The bytes there are; `None` when the connection takes no more.
     #[inline]
-    fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> usize {
+    fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<usize> {
         if self.psock.is_none() {
-            psock.tx.keep_back();
+            if !psock.tx.keep_back() {
+                return None;
+            }
             self.psock = Some(psock.clone());
         }
         for piece in pieces {
             self.bytes.extend_from_slice(piece);
         }
         self.messages += 1;
-        self.bytes.len()
+        Some(self.bytes.len())
     }
 
     fn send(&mut self) {
         if let Some(psock) = self.psock.take() {
-            psock.tx.send_gathered(&psock, &self.bytes, self.messages);
+            psock.tx.send_kept(&psock, &self.bytes, self.messages);
             self.bytes.clear();
             self.messages = 0;
         }

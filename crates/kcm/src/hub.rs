@@ -35,7 +35,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{
+    Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock, loom_fence, wait,
+};
 
 /// How long the watch may stand empty while a message might be waiting: about a hundred times
 /// what handing a message over costs, and short against what a user notices.
@@ -129,6 +131,7 @@ impl<T> Hub<T> {
         // SYNC: sequentially consistent with `waiting` in a thread that has just published a
         // lease: either it sees this thread, or this thread sees the lease.
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        loom_fence();
         Waiting(&self.waiting)
     }
 
@@ -396,27 +399,6 @@ fn wake_one<T>(state: &mut State<T>) -> Option<Arc<Parker>> {
 fn wake_up(parker: Option<Arc<Parker>>) {
     if let Some(parker) = parker {
         parker.0.notify_one();
-    }
-}
-
-/// Waits on a condition variable; whether the time ran out.
-fn wait<'a, T>(
-    condvar: &Condvar,
-    guard: MutexGuard<'a, T>,
-    timeout: Option<Duration>,
-) -> (MutexGuard<'a, T>, bool) {
-    match timeout {
-        // Loom has no time: under it every wait ends by a wake.
-        Some(timeout) if !cfg!(loom) => {
-            let (guard, result) = condvar
-                .wait_timeout(guard, timeout)
-                .unwrap_or_else(|e| e.into_inner());
-            (guard, result.timed_out())
-        }
-        _ => (
-            condvar.wait(guard).unwrap_or_else(|e| e.into_inner()),
-            false,
-        ),
     }
 }
 

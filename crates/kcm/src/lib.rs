@@ -55,6 +55,7 @@ mod memory;
 mod message;
 mod multiplexor;
 mod mux;
+mod outgoing;
 mod psock;
 mod readiness;
 mod receive;
@@ -69,6 +70,9 @@ mod sys;
 mod transmit;
 mod transport;
 mod watch;
+mod write_queue;
+mod write_right;
+mod writer;
 
 #[cfg(all(test, not(loom)))]
 mod engine_tests;

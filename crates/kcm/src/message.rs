@@ -4,7 +4,7 @@ use std::{fmt, io::IoSlice, ops::Deref, sync::Arc};
 
 use crate::{
     chunk::Slice, connection::ConnectionId, error::Result, gather, psock::Psock, receive::Origin,
-    transmit::Wait,
+    write_queue::Wait,
 };
 
 /// One whole message, header included. Keeps its bytes alive, wherever it is sent: a view of what
@@ -41,7 +41,7 @@ impl Message {
     /// As [`Message::reply`], gathered from several pieces.
     pub fn reply_vectored(&self, message: &[IoSlice<'_>]) -> Result<()> {
         let psock = self.psock();
-        if psock.tx.may_hold(message)? && gather::hold(psock, message) {
+        if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
             return Ok(());
         }
         psock.tx.send(psock, message, true, false, Wait::Forever)

@@ -23,13 +23,13 @@ use crate::{
     gather,
     hub::{Hub, Kick},
     memory::Memory,
+    outgoing::Outgoing,
     psock::Psock,
     readiness::Readiness,
     receive::Rx,
     socket::{SocketState, SocketType},
     solo::Solo,
     stats::MuxCounters,
-    transmit::Outgoing,
     watch::Watch,
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Mux {
     /// Its items are connections that have, or may have, a message.
     pub(crate) hub: Hub<Arc<Psock>>,
     pub(crate) watch: Watch,
-    pub(crate) solo: Solo,
+    pub(crate) solo: Solo<Arc<Psock>>,
     pub(crate) readiness: Readiness,
     pub(crate) memory: Memory,
     pub(crate) limits: MuxLimits,
@@ -239,10 +239,8 @@ impl Mux {
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
-        psock.tx.locked(|| {
-            self.counters.absorb(&psock.counters);
-            psock.counted_as_gone.store(true, Ordering::Relaxed);
-        });
+        self.counters.absorb(&psock.counters);
+        psock.tx.count_as_gone(&psock);
         self.sendable();
         psock
             .attached
@@ -538,6 +536,7 @@ impl Mux {
             EndReason::Eof | EndReason::EofInMessage { .. } if !psock.tx.is_over() => {
                 psock.tell_end(reason);
                 psock.half_closed.store(true, Ordering::Release);
+                psock.tx.is_half_closed();
                 if !self.finish_half_closed(psock) {
                     background::get().half_closed(psock);
                 }

@@ -48,8 +48,6 @@ pub(crate) struct Psock {
     wanted: AtomicUsize,
     pub(crate) tx: Transmit,
     pub(crate) counters: PsockCounters,
-    /// They are among those of connections that are gone; changed with the sending side locked.
-    pub(crate) counted_as_gone: AtomicBool,
     /// Its end has been told.
     ended: AtomicBool,
     /// It is a socket, on which a thread can block.
@@ -65,12 +63,11 @@ pub(crate) struct Psock {
 /// `Psock::partial_since_ns` of a connection that is between two messages.
 pub(crate) const NO_PARTIAL: u64 = u64::MAX;
 
+/// What it received. (What was taken to be sent: [`Transmit::taken`].)
 #[derive(Default)]
 pub(crate) struct PsockCounters {
     pub(crate) rx_messages: AtomicU64,
     pub(crate) rx_bytes: AtomicU64,
-    pub(crate) tx_messages: AtomicU64,
-    pub(crate) tx_bytes: AtomicU64,
     pub(crate) need_more: AtomicU64,
 }
 
@@ -98,7 +95,6 @@ impl Psock {
             deadline_passed: AtomicBool::new(false),
             deadline_set: AtomicBool::new(false),
             counters: PsockCounters::default(),
-            counted_as_gone: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             attached: Mutex::new(attached),
             is_socket: carrier.is_socket(),
@@ -109,7 +105,7 @@ impl Psock {
             half_closed: AtomicBool::new(false),
             index,
             rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
-            tx: Transmit::new(carrier, framing),
+            tx: Transmit::new(carrier, framing, mux.limits.send_buffer_bytes),
             mux,
         };
         this.set_deadline(limits.assembly_deadline);
@@ -248,8 +244,8 @@ impl Psock {
     /// Whether the program has answered everything it was given: then nobody waits for a
     /// half-closed connection any more.
     pub(crate) fn is_answered(&self) -> bool {
-        let counters = &self.counters;
-        counters.tx_messages.load(Ordering::Relaxed) >= counters.rx_messages.load(Ordering::Relaxed)
+        let (sent, _) = self.tx.taken();
+        sent >= self.counters.rx_messages.load(Ordering::Relaxed)
     }
 
     /// An unfinished message stands at the front, and nothing more is there: its time runs.

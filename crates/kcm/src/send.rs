@@ -11,9 +11,10 @@ use std::{
 use crate::{
     connection::ConnectionId,
     error::{Error, Result},
+    outgoing::Outgoing,
     psock::Psock,
     socket::{Socket, SocketType},
-    transmit::{Outgoing, Wait},
+    write_queue::Wait,
 };
 
 /// Flags of [`Socket::send_with`].

@@ -19,15 +19,18 @@
 //! While it is ACTIVE, its thread is the watcher as any other, and is brought back in the same way.
 //! It handles the plain case alone: one whole message and nothing behind it.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU8, Ordering},
-};
+use std::sync::Arc;
 
 use kcm_frame::Step;
 
 use crate::{
-    message::Message, mux::Mux, psock::Psock, receive::Fill, socket::SocketState, spin::Spin,
+    message::Message,
+    mux::Mux,
+    psock::Psock,
+    receive::Fill,
+    socket::SocketState,
+    spin::Spin,
+    sync::{AtomicU8, Mutex, Ordering, lock, loom_fence},
     watch::Known,
 };
 
@@ -35,27 +38,65 @@ const NONE: u8 = 0;
 const RETAINED: u8 = 1;
 const ACTIVE: u8 = 2;
 
-/// Who retains the watch of a multiplexor.
-pub(crate) struct Solo {
+/// Who retains the watch of a multiplexor; `T` is the connection whose claim it retains with it.
+/// What a method gives back is the caller's to give up: the watch, and the claim.
+pub(crate) struct Solo<T> {
     state: AtomicU8,
-    /// The connection whose claim is retained.
-    psock: Mutex<Option<Arc<Psock>>>,
+    retained: Mutex<Option<T>>,
 }
 
-impl Solo {
+impl<T> Solo<T> {
     pub(crate) fn new() -> Self {
         Self {
             state: AtomicU8::new(NONE),
-            psock: Mutex::new(None),
+            retained: Mutex::new(None),
         }
+    }
+
+    /// The caller has the watch and the claim, and retains them from now on. It has to look then
+    /// whether anybody waits: who came before this has seen nothing to break off.
+    fn establish(&self, claimed: T) {
+        *lock(&self.retained) = Some(claimed);
+        // SYNC: as in `change`.
+        self.state.store(RETAINED, Ordering::SeqCst);
+        loom_fence();
+    }
+
+    /// The one that retains them uses them. False: they were broken off.
+    fn enter(&self) -> bool {
+        self.change(RETAINED, ACTIVE)
+    }
+
+    /// It retains them for the next time; it has to look then whether anybody waits.
+    fn retain(&self) -> bool {
+        self.change(ACTIVE, RETAINED)
+    }
+
+    /// It gives them up.
+    fn leave(&self) -> Option<T> {
+        self.state.store(NONE, Ordering::Release);
+        lock(&self.retained).take()
+    }
+
+    /// Anybody takes them, if they are retained and not in use.
+    fn break_off(&self) -> Option<T> {
+        loom_fence();
+        if self.state.load(Ordering::SeqCst) != RETAINED || !self.change(RETAINED, NONE) {
+            return None;
+        }
+        // Nobody can retain anything new before the watch has been given up.
+        lock(&self.retained).take()
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
         // SYNC: sequentially consistent with `Hub::begin_waiting`: either a thread that begins to
         // wait sees that the watch is retained, or who retains it sees the thread.
-        self.state
+        let changed = self
+            .state
             .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
+            .is_ok();
+        loom_fence();
+        changed
     }
 }
 
@@ -79,9 +120,7 @@ impl Mux {
             psock.release(true);
             return false;
         }
-        *self.solo.psock.lock().unwrap_or_else(|e| e.into_inner()) = Some(psock.clone());
-        self.solo.state.store(RETAINED, Ordering::SeqCst);
-        // Who came in between has seen no solo to break off.
+        self.solo.establish(psock.clone());
         if self.hub.waiting() > 0 || !self.allows_solo() {
             self.break_solo();
             return false;
@@ -91,22 +130,14 @@ impl Mux {
 
     /// Somebody else is to have the watch and the claim, if they are retained and not in use.
     pub(crate) fn break_solo(&self) {
-        if self.solo.state.load(Ordering::SeqCst) == RETAINED && self.solo.change(RETAINED, NONE) {
-            self.give_solo_up();
+        if let Some(psock) = self.solo.break_off() {
+            self.give_solo_up(&psock);
         }
     }
 
-    fn give_solo_up(&self) {
-        let psock = self
-            .solo
-            .psock
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
+    fn give_solo_up(&self, psock: &Arc<Psock>) {
         self.hub.leave_watch([], false);
-        if let Some(psock) = psock {
-            psock.release(true);
-        }
+        psock.release(true);
     }
 
     /// The next message, if it is the plain case; otherwise everything is given up, and the
@@ -117,7 +148,7 @@ impl Mux {
         state: &SocketState,
         spin: &mut Spin,
     ) -> Option<Message> {
-        if !self.solo.change(RETAINED, ACTIVE) {
+        if !self.solo.enter() {
             return None;
         }
         let message = if known.generation == self.generation() && self.allows_solo() {
@@ -125,14 +156,15 @@ impl Mux {
         } else {
             None
         };
-        if message.is_some() && self.solo.change(ACTIVE, RETAINED) {
+        if message.is_some() && self.solo.retain() {
             if self.hub.waiting() > 0 || !self.allows_solo() {
                 self.break_solo();
             }
             return message;
         }
-        self.solo.state.store(NONE, Ordering::Release);
-        self.give_solo_up();
+        if let Some(psock) = self.solo.leave() {
+            self.give_solo_up(&psock);
+        }
         message
     }
 
@@ -188,5 +220,117 @@ impl Mux {
         let message = rx.cut(psock, len)?;
         psock.count_received(state, 1, message.len());
         Some(message)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::{
+        hub::{Hub, Parker, Turn},
+        sync::Arc,
+    };
+
+    /// The claimed connection is 7.
+    struct Shared {
+        hub: Hub<u32>,
+        solo: Solo<u32>,
+    }
+
+    impl Shared {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                hub: Hub::new(),
+                solo: Solo::new(),
+            })
+        }
+
+        fn break_solo(&self) {
+            if let Some(claimed) = self.solo.break_off() {
+                self.give_up(claimed);
+            }
+        }
+
+        fn give_up(&self, claimed: u32) {
+            self.hub.leave_watch([], false);
+            let _ = self.hub.push(claimed);
+        }
+
+        fn establish(&self) -> bool {
+            if !self.hub.try_watch() {
+                return false;
+            }
+            self.solo.establish(7);
+            if self.hub.waiting() > 0 {
+                self.break_solo();
+                return false;
+            }
+            true
+        }
+
+        /// A receive as the only socket; `alone`: its message is the plain case.
+        fn receive(&self, plain: bool) -> bool {
+            if !self.solo.enter() {
+                return false;
+            }
+            if plain && self.solo.retain() {
+                if self.hub.waiting() > 0 {
+                    self.break_solo();
+                }
+                return true;
+            }
+            let claimed = self.solo.leave().expect("it was in use");
+            self.give_up(claimed);
+            false
+        }
+    }
+
+    /// One socket retains the watch, receives, and turns to something long; another thread begins
+    /// to wait meanwhile, at any moment: it gets the connection, or the watch.
+    #[test]
+    fn loom_who_waits_gets_what_is_retained() {
+        for plain in [true, false] {
+            let mut model = loom::model::Builder::new();
+            model.preemption_bound = Some(3);
+            model.check(move || {
+                let shared = Shared::new();
+                let other = {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        let _waiting = shared.hub.begin_waiting();
+                        shared.break_solo();
+                        match shared.hub.turn(&Parker::new(), None) {
+                            Turn::Item(claimed) => assert_eq!(claimed, 7),
+                            Turn::Watch => {}
+                            Turn::Closed | Turn::TimedOut => unreachable!("nobody closes it"),
+                        }
+                    })
+                };
+                if shared.establish() && shared.receive(true) {
+                    shared.receive(plain);
+                }
+                other.join().unwrap();
+            });
+        }
+    }
+
+    /// Several threads begin to wait at once: the watch is given up once.
+    #[test]
+    fn loom_it_is_broken_off_once() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let shared = Shared::new();
+            assert!(shared.establish());
+            let other = {
+                let shared = shared.clone();
+                thread::spawn(move || usize::from(shared.solo.break_off().is_some()))
+            };
+            let mine = usize::from(shared.solo.break_off().is_some());
+            let entered = usize::from(shared.solo.enter());
+            assert_eq!(mine + other.join().unwrap() + entered, 1);
+        });
     }
 }

@@ -133,7 +133,7 @@ impl SocketStats {
 impl ConnectionStats {
     pub(crate) fn of(psock: &Psock) -> Self {
         let mut totals = Totals::default();
-        totals.add(&psock.counters);
+        totals.add(&psock.counters, psock.tx.taken());
         totals.add_in_hand(psock);
         let carrier = psock.tx.carrier().filter(|carrier| carrier.is_socket());
         // A socket that is gone has nothing unread and nothing unacknowledged.
@@ -197,6 +197,8 @@ impl SocketCounters {
 pub(crate) struct MuxCounters {
     /// Of the connections that left.
     gone: PsockCounters,
+    gone_tx_messages: AtomicU64,
+    gone_tx_bytes: AtomicU64,
     /// What sockets received that are closed.
     rx_messages: AtomicU64,
     rx_bytes: AtomicU64,
@@ -245,57 +247,62 @@ impl MuxCounters {
             .fetch_add(counters.rx_bytes, Ordering::Relaxed);
     }
 
-    /// Messages were sent (or not sent after all) on a connection that is gone.
-    pub(crate) fn count_late(&self, messages: i64, bytes: i64) {
-        // In two's complement an addition takes away too.
-        let add = |counter: &AtomicU64, n: i64| {
-            counter.fetch_add(n.cast_unsigned(), Ordering::Relaxed);
-        };
-        add(&self.gone.tx_messages, messages);
-        add(&self.gone.tx_bytes, bytes);
+    /// Messages were sent on a connection that is gone, or (below zero, in two's complement) not
+    /// sent after all.
+    pub(crate) fn count_late(&self, messages: u64, bytes: u64) {
+        self.gone_tx_messages.fetch_add(messages, Ordering::Relaxed);
+        self.gone_tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Messages and bytes sent on connections that are gone.
+    fn gone_tx(&self) -> (u64, u64) {
+        (
+            self.gone_tx_messages.load(Ordering::Relaxed),
+            self.gone_tx_bytes.load(Ordering::Relaxed),
+        )
     }
 
     /// All of it: received by sockets (a message may be received after its connection has left),
     /// taken by connections.
     fn totals(&self, sockets: &[SocketStats], psocks: &[Arc<Psock>]) -> Counters {
+        let (tx_messages, tx_bytes) = self.gone_tx();
         let mut totals = Counters {
             rx_messages: self.rx_messages.load(Ordering::Relaxed),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
-            tx_messages: self.gone.tx_messages.load(Ordering::Relaxed),
-            tx_bytes: self.gone.tx_bytes.load(Ordering::Relaxed),
+            tx_messages,
+            tx_bytes,
         };
         for socket in sockets {
             totals.rx_messages += socket.counters.rx_messages;
             totals.rx_bytes += socket.counters.rx_bytes;
         }
         for psock in psocks {
-            totals.tx_messages += psock.counters.tx_messages.load(Ordering::Relaxed);
-            totals.tx_bytes += psock.counters.tx_bytes.load(Ordering::Relaxed);
+            let (messages, bytes) = psock.tx.taken();
+            totals.tx_messages = totals.tx_messages.wrapping_add(messages);
+            totals.tx_bytes = totals.tx_bytes.wrapping_add(bytes);
         }
         totals
     }
 }
 
 impl PsockCounters {
-    fn all(&self) -> [&AtomicU64; 5] {
-        [
-            &self.rx_messages,
-            &self.rx_bytes,
-            &self.tx_messages,
-            &self.tx_bytes,
-            &self.need_more,
-        ]
+    fn all(&self) -> [&AtomicU64; 3] {
+        [&self.rx_messages, &self.rx_bytes, &self.need_more]
     }
 }
 
-/// Sums of [`PsockCounters`], in the order of `all`.
+/// Sums over connections: messages and bytes received, the same sent, and how often more bytes were
+/// needed.
 #[derive(Clone, Copy, Default)]
 struct Totals([u64; 5]);
 
 impl Totals {
-    fn add(&mut self, psock: &PsockCounters) {
-        for (sum, counter) in self.0.iter_mut().zip(psock.all()) {
-            *sum += counter.load(Ordering::Relaxed);
+    fn add(&mut self, psock: &PsockCounters, (tx_messages, tx_bytes): (u64, u64)) {
+        let [rx_messages, rx_bytes, need_more] =
+            psock.all().map(|counter| counter.load(Ordering::Relaxed));
+        let more = [rx_messages, rx_bytes, tx_messages, tx_bytes, need_more];
+        for (sum, more) in self.0.iter_mut().zip(more) {
+            *sum = sum.wrapping_add(more);
         }
     }
 
@@ -352,9 +359,9 @@ impl Columns {
         self.mux.rx_bytes += all.rx_bytes;
         self.mux.tx_messages += all.tx_messages;
         self.mux.tx_bytes += all.tx_bytes;
-        self.totals.add(&counters.gone);
+        self.totals.add(&counters.gone, counters.gone_tx());
         for psock in psocks {
-            self.totals.add(&psock.counters);
+            self.totals.add(&psock.counters, psock.tx.taken());
             self.totals.add_in_hand(&psock);
         }
         for (sum, counter) in [

@@ -1,16 +1,25 @@
 //! The synchronisation primitives of the modules that are model-checked: those of `std`, or
 //! loom's under `--cfg loom`.
 
+use std::time::Duration;
+
 #[cfg(not(loom))]
-pub(crate) use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
+pub(crate) use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
+    },
+    thread::yield_now,
 };
 
 #[cfg(loom)]
-pub(crate) use loom::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
+pub(crate) use loom::{
+    cell::UnsafeCell,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
+    },
+    thread::yield_now,
 };
 
 /// Locks, also after a panic of another thread: every critical section of this crate leaves its
@@ -19,8 +28,53 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-#[cfg(not(loom))]
-pub(crate) use std::thread::yield_now;
+/// Waits on a condition variable; whether the time ran out.
+pub(crate) fn wait<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    timeout: Option<Duration>,
+) -> (MutexGuard<'a, T>, bool) {
+    match timeout {
+        // Loom has no time: under it every wait ends by a wake.
+        Some(timeout) if !cfg!(loom) => {
+            let (guard, result) = condvar
+                .wait_timeout(guard, timeout)
+                .unwrap_or_else(|e| e.into_inner());
+            (guard, result.timed_out())
+        }
+        _ => (
+            condvar.wait(guard).unwrap_or_else(|e| e.into_inner()),
+            false,
+        ),
+    }
+}
 
-#[cfg(loom)]
-pub(crate) use loom::thread::yield_now;
+/// Stands after, or before, a sequentially consistent operation that has to be seen in one order with
+/// those on another variable. Loom orders such operations only where they are on one variable, but
+/// knows the fence.
+#[inline(always)]
+pub(crate) fn loom_fence() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
+/// `std`'s cell with the interface of loom's, which finds accesses that overlap.
+#[cfg(not(loom))]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline(always)]
+    pub(crate) fn with<R>(&self, access: impl FnOnce(*const T) -> R) -> R {
+        access(self.0.get())
+    }
+
+    #[inline(always)]
+    pub(crate) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
+        access(self.0.get())
+    }
+}
