@@ -52,7 +52,7 @@ struct Replies {
 struct Pace {
     /// The connection whose burst this thread walks through; null without one.
     psock: Cell<*const Psock>,
-    /// When the first of these replies was made.
+    /// When the first of these replies was made, or one before them was sent.
     since: Cell<Option<Instant>>,
     /// Replies since.
     replies: Cell<u32>,
@@ -142,6 +142,18 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
         }
         true
     })
+}
+
+/// A reply was not kept back, and sent. How quick this thread is counts from here: a send can take
+/// longer than all that it would be good to wait for, and a thread that counted it as its own work
+/// would never gather again.
+pub(crate) fn sent_alone(psock: &Arc<Psock>) {
+    PACE.with(|pace| {
+        if pace.psock.get() == Arc::as_ptr(psock) {
+            pace.restart();
+            pace.since.set(Some(Instant::now()));
+        }
+    });
 }
 
 /// Sends what this thread has kept back.

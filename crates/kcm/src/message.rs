@@ -44,7 +44,9 @@ impl Message {
         if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
             return Ok(());
         }
-        psock.tx.send(psock, message, true, false, Wait::Forever)
+        let result = psock.tx.send(psock, message, true, false, Wait::Forever);
+        gather::sent_alone(psock);
+        result
     }
 
     pub(crate) fn psock(&self) -> &Arc<Psock> {
