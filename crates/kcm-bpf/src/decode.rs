@@ -270,7 +270,7 @@ fn jump(at: usize, insn: &Insn) -> Result<Op, Reason> {
                 target: after(distance),
             });
         }
-        op::CALL | op::EXIT if !wide => {
+        op::CALL | op::EXIT if wide => {
             plain(code & op::X == 0 && dst == 0 && off == 0)?;
             return match (kind, src) {
                 (op::CALL, op::CALL_HELPER) => Ok(Op::Helper(imm)),
