@@ -6,6 +6,8 @@
 mod alu;
 pub mod classic;
 mod decode;
+mod disasm;
+pub mod elf;
 mod error;
 mod insn;
 mod interpreter;
@@ -14,6 +16,7 @@ mod recognise;
 mod verifier;
 
 pub use classic::SockFilter;
+pub use disasm::disassemble;
 pub use error::{Error, Result};
 pub use insn::{Insn, MAX_INSNS, op};
 pub use program::{Outcome, Program};
