@@ -10,17 +10,16 @@
     reason = "random numbers are cut to size all the time"
 )]
 
-mod kernel {
-    pub(crate) mod bpf;
-    pub(crate) mod generate;
-}
+#[path = "kernel/bpf.rs"]
+mod bpf;
+mod common;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use bpf::{Loaded, load};
+use common::generate::{Random, program, spoil};
 use kcm_bpf::{Error, Insn, Program, Reason, disassemble, op};
-use kernel::bpf::{Loaded, load};
-use kernel::generate::{Random, program, spoil};
 
 const PROGRAMS: u64 = 3000;
 const SEED: u64 = 1;
@@ -83,9 +82,7 @@ fn the_kernel_agrees() {
         Insn::decode([0x95, 0, 0, 0, 0, 0, 0, 0]),
     ];
     if let Err((error, _)) = load(&exit) {
-        say(&format!(
-            "skipped: bpf(2) loads no program ({error}); run as root"
-        ));
+        common::skip(&format!("bpf(2) loads no program ({error}); run as root"));
         return;
     }
     let mut account = Account::default();
