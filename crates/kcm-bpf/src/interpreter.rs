@@ -463,7 +463,6 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
                 src: base,
                 to: shape(size, signed),
                 imm: sign(off.into()),
-                ..trap
             },
         },
         Op::Store {
