@@ -36,7 +36,11 @@ fn walk(stream: &[u8], parse: impl Fn(&[u8]) -> Verdict) -> u64 {
             return 0;
         };
         total += frame.len;
-        at = if at == 0 { frame.len as usize } else { 0 };
+        at = if at == 0 {
+            usize::try_from(frame.len).unwrap_or(0)
+        } else {
+            0
+        };
     }
     total
 }
