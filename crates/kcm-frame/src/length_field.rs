@@ -42,10 +42,12 @@ pub enum Endian {
 pub struct LengthField {
     // `plain`, `unused_bits`, `least` and `span` follow from the other fields; each
     // setter makes them anew.
-    /// No arithmetic but the bias.
+    /// No arithmetic but a shift and the bias.
     plain: bool,
     /// Bits by which the field is narrower than 64.
     unused_bits: u32,
+    /// The same and the shift, if the field is plain: both are one shift then.
+    spare_bits: u32,
     pub(crate) endian: Endian,
     pub(crate) width: usize,
     pub(crate) offset: usize,
@@ -80,6 +82,7 @@ impl LengthField {
         let field = Self {
             plain: false,
             unused_bits: 0,
+            spare_bits: 0,
             // One byte has no order; equal fields shall compare as equal.
             endian: if width == 1 { Endian::Big } else { endian },
             width,
@@ -138,8 +141,8 @@ impl LengthField {
             && let Some(word) = bytes.get(self.offset..).and_then(<[u8]>::first_chunk)
         {
             let value = match self.endian {
-                Endian::Big => u64::from_be_bytes(*word) >> self.unused_bits,
-                Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.unused_bits,
+                Endian::Big => u64::from_be_bytes(*word) >> self.spare_bits,
+                Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.spare_bits,
             };
             return self.conclude(value);
         }
@@ -296,10 +299,15 @@ impl LengthField {
         };
         self.least = least;
         self.span = most - least;
-        self.plain = self.mask == full_mask(self.width) && self.shift == 0 && self.scale == 1;
         #[expect(clippy::cast_possible_truncation, reason = "the width is 1 to 8")]
         let bits = 8 * self.width as u32;
+        self.plain = self.mask == full_mask(self.width) && self.shift < bits && self.scale == 1;
         self.unused_bits = 64 - bits;
+        self.spare_bits = if self.plain {
+            self.unused_bits + self.shift
+        } else {
+            self.unused_bits
+        };
         self
     }
 }
