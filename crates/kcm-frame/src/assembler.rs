@@ -131,6 +131,14 @@ impl Assembler {
         }
     }
 
+    /// The message at the front, when its end is known (and within the limits) but was not there
+    /// at the last step. Who only counts messages can let the rest of it pass by without holding
+    /// it, and then give [`delivered`](Assembler::delivered) the bytes it was known by.
+    #[must_use]
+    pub fn pending(&self) -> Option<Frame> {
+        self.known.filter(|_| self.fault.is_none())
+    }
+
     /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
