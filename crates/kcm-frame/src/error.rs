@@ -6,6 +6,7 @@
 //! called. A [`Fault`] is the peer's (or the parser's): the stream is lost from
 //! here on and its connection has to go.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
@@ -103,7 +104,7 @@ pub enum FrameError {
         /// What is wrong with the piece.
         problem: &'static str,
         /// What could stand there instead.
-        possible: &'static str,
+        possible: Cow<'static, str>,
     },
     /// A length field has 1 to 8 bytes. The caller's fault. `EINVAL`.
     FieldWidth {
