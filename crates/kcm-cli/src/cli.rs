@@ -277,12 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_message_is_the_librarys_unless_told() {
+    fn the_default_limit_is_that_of_the_library() {
         let cli = Cli::try_parse_from(["kcm", "parse", "--framing", "u8"]).expect("parses");
         let Command::Parse(options) = cli.command else {
             panic!("another command");
         };
-        assert_eq!(options.max_message, kcm::DEFAULT_MAX_MESSAGE_BYTES);
+        assert_eq!(options.max_message, kcm_frame::DEFAULT_MAX_MESSAGE_BYTES);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod cputime;
 mod draw;
 mod engine;
 mod failure;
+mod header;
 mod ideal;
 mod json;
 mod kernel;
