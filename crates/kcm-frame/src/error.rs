@@ -20,7 +20,8 @@ use crate::errno::{EINVAL, EMSGSIZE, EOPNOTSUPP, EPROTO};
 pub enum Fault {
     /// The message says it is longer than a message may be. `EMSGSIZE`.
     TooBig {
-        /// What it says, in bytes, header included.
+        /// What it says, in bytes, header included; of a message in fragments that
+        /// has not ended yet, the least that it can be.
         len: u64,
         /// The longest that is accepted, in bytes.
         limit: usize,

@@ -12,6 +12,14 @@
 
 use crate::{Framing, Native};
 
+mod amqp;
+mod http2;
+mod iscsi;
+mod ldap;
+mod postgres;
+mod rpc;
+mod websocket;
+
 /// A protocol that has a name here.
 ///
 /// ```
@@ -39,7 +47,7 @@ pub struct Protocol {
 /// for protocol in kcm_frame::protocols() {
 ///     println!("{:18} {}", protocol.name(), protocol.summary());
 /// }
-/// # assert!(kcm_frame::protocols().any(|p| p.name() == "dns"));
+/// # assert!(kcm_frame::protocols().len() > 20);
 /// ```
 pub fn protocols() -> impl ExactSizeIterator<Item = &'static Protocol> + Clone {
     TABLE.iter()
@@ -120,6 +128,13 @@ const TABLE: &[Protocol] = &[
         rule: Rule::Plain("u32le"),
     },
     Protocol {
+        name: "amqp",
+        summary: "AMQP 0-9-1 and 1.0, the protocol header included",
+        note: "From a connection's beginning, either direction; which version it is follows from there.",
+        reference: "https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf",
+        rule: Rule::Code(amqp::framing),
+    },
+    Protocol {
         name: "bgp",
         summary: "Border Gateway Protocol 4",
         note: "Messages have 19 to 4,096 bytes, with RFC 8654 to 65,535.",
@@ -149,11 +164,32 @@ const TABLE: &[Protocol] = &[
         rule: Rule::Plain("u16be+2"),
     },
     Protocol {
+        name: "http2",
+        summary: "HTTP/2 frames; the connection preface is a message too",
+        note: "From a connection's beginning, either direction.",
+        reference: "https://www.rfc-editor.org/rfc/rfc9113#section-4.1",
+        rule: Rule::Code(http2::framing),
+    },
+    Protocol {
+        name: "iscsi",
+        summary: "iSCSI PDUs, data padded",
+        note: "Without header and data digests (HeaderDigest=None, DataDigest=None).",
+        reference: "https://www.rfc-editor.org/rfc/rfc7143#section-11.2",
+        rule: Rule::Code(iscsi::framing),
+    },
+    Protocol {
         name: "kafka",
         summary: "Apache Kafka, requests and responses",
         note: "Brokers take requests of up to 100 MiB (socket.request.max.bytes).",
         reference: "https://kafka.apache.org/protocol#protocol_common",
         rule: Rule::Plain("u32be+4"),
+    },
+    Protocol {
+        name: "ldap",
+        summary: "LDAP version 3",
+        note: "Neither after StartTLS nor with a SASL security layer.",
+        reference: "https://www.rfc-editor.org/rfc/rfc4511#section-5.1",
+        rule: Rule::Code(ldap::framing),
     },
     Protocol {
         name: "memcached-binary",
@@ -194,12 +230,27 @@ const TABLE: &[Protocol] = &[
         rule: Rule::Plain("len:size=4,offset=4,endian=little"),
     },
     Protocol {
+        name: "postgres",
+        summary: "PostgreSQL, version 3 of its protocol",
+        note: "From a connection's beginning, either direction, start-up packets and the one-byte answers \
+               included; not encrypted.",
+        reference: "https://www.postgresql.org/docs/current/protocol-message-formats.html",
+        rule: Rule::Code(postgres::framing),
+    },
+    Protocol {
         name: "rds",
         summary: "Reliable Datagram Sockets over TCP",
         note: "The length does not count the header of 48 bytes. Messages have at most 1 MiB of \
                data, as Linux sends them.",
         reference: "https://oss.oracle.com/projects/rds/dist/documentation/rds-3.1-spec.html",
         rule: Rule::Plain("len:size=4,offset=16,bias=48"),
+    },
+    Protocol {
+        name: "rpc",
+        summary: "ONC RPC (NFS, port mapper): whole records",
+        note: "A record has all its fragments with their headers.",
+        reference: "https://www.rfc-editor.org/rfc/rfc5531#section-11",
+        rule: Rule::Code(rpc::framing),
     },
     Protocol {
         name: "smpp",
@@ -223,6 +274,13 @@ const TABLE: &[Protocol] = &[
         note: "The greatest record has 18,437 bytes (TLS 1.3: 16,645).",
         reference: "https://www.rfc-editor.org/rfc/rfc8446#section-5.1",
         rule: Rule::Plain("len:size=2,offset=3,bias=5"),
+    },
+    Protocol {
+        name: "websocket",
+        summary: "WebSocket frames, after the upgrade",
+        note: "Either direction. A message in fragments is several frames.",
+        reference: "https://www.rfc-editor.org/rfc/rfc6455#section-5.2",
+        rule: Rule::Code(websocket::framing),
     },
 ];
 
