@@ -122,7 +122,8 @@ pub(crate) struct ParseOptions {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Longest message in bytes, header included; K, M, G and T stand for powers of 1024
+    /// Longest message in bytes, header included; K, M, G and T stand for powers of 1024. Most
+    /// framings take no more memory for a long one; those with state or fragments hold it
     #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "16M")]
     pub(crate) max_message: usize,
 

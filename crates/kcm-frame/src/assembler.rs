@@ -138,9 +138,9 @@ impl Assembler {
         }
     }
 
-    /// The message at the front, when its end is known (and within the limits) but was not there
-    /// at the last step. Who only counts messages can let the rest of it pass by without holding
-    /// it, and then give [`delivered`](Assembler::delivered) the bytes it was known by.
+    /// The message at the front, once a step has said its length and that not all
+    /// of it is there. Who only counts messages can let it pass by, instead of
+    /// holding it, if the framing has no state.
     #[must_use]
     pub fn pending(&self) -> Option<Frame> {
         self.known.filter(|_| self.fault.is_none())

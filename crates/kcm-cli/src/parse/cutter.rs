@@ -2,27 +2,26 @@
 //!
 //! The assembler wants to be shown a message from its first byte until it is whole. A message may
 //! be longer than one cares to hold, though, and nobody here wants its bytes: once its length is
-//! known, a long one passes through the buffer and only its beginning is kept, for the row and for
-//! a parser with state. Such a parser decides on what follows by the bytes that told it the
-//! length.
+//! known, a long one passes through the buffer, and only its beginning is kept for the row.
 //!
 //! ```text
 //!   buffer   |  done  |   the message at the front   |    room     |
 //!                   begin                           end
 //!
-//!   a long   |  kept  |   filled over and over again               |
-//!   message  0       end
+//!   a long   |         kept         |  filled over and over again  |
+//!   message  0                     end
 //! ```
 //!
-//! A message whose length is not known yet is held as a whole, and the buffer grows with it: the
-//! limits of the assembler are its bound.
+//! Two kinds of message are held as a whole, and the buffer grows with them: those whose length is
+//! known late (in fragments, say), and all of a parser with state, which is promised to see every
+//! byte of what it bases its state on. The limits of the assembler are their bound.
 
-use kcm_frame::{Assembler, DEFAULT_MAX_HEADER_BYTES, Fault, Frame, Step};
+use kcm_frame::{Assembler, DEFAULT_MAX_HEADER_BYTES, Fault, Frame, Framing, Limits, Step};
 
 /// What one read takes at most; a longer message is not held.
 ///
-/// Large enough that the system calls do not show, small enough for the caches. Half of it, which
-/// is kept of a message that is not held, has room for all that a length may be read from.
+/// Large enough that the system calls do not show, small enough for the caches. Half of it is kept
+/// of a message that passes: all that its length is read from, and all that a row may show.
 const BUFFER_BYTES: usize = 256 << 10;
 
 const _: () = assert!(BUFFER_BYTES / 2 >= DEFAULT_MAX_HEADER_BYTES);
@@ -30,6 +29,8 @@ const _: () = assert!(BUFFER_BYTES / 2 >= DEFAULT_MAX_HEADER_BYTES);
 /// Cuts a stream into messages.
 pub(super) struct Cutter {
     assembler: Assembler,
+    /// Whether messages may pass without being held.
+    may_pass: bool,
     buffer: Vec<u8>,
     begin: usize,
     end: usize,
@@ -77,13 +78,14 @@ pub(super) struct Totals {
 
 impl Cutter {
     /// At the beginning of a stream.
-    pub(super) fn new(assembler: Assembler) -> Self {
-        Self::with_buffer(assembler, BUFFER_BYTES)
+    pub(super) fn new(framing: &Framing, limits: Limits) -> Self {
+        Self::with_buffer(framing, limits, BUFFER_BYTES)
     }
 
-    fn with_buffer(assembler: Assembler, bytes: usize) -> Self {
+    fn with_buffer(framing: &Framing, limits: Limits, bytes: usize) -> Self {
         Self {
-            assembler,
+            assembler: Assembler::new(framing, limits),
+            may_pass: !matches!(framing, Framing::Stateful(_)),
             buffer: vec![0; bytes],
             begin: 0,
             end: 0,
@@ -112,7 +114,9 @@ impl Cutter {
                 self.deliver(frame, len)
             }
             Step::Incomplete { .. } => {
-                if let Some(frame) = self.assembler.pending()
+                if self.may_pass
+                    && front.len() >= self.buffer.len() / 2
+                    && let Some(frame) = self.assembler.pending()
                     && frame.len > self.buffer.len() as u64
                 {
                     self.let_pass(frame);
@@ -200,7 +204,7 @@ impl Cutter {
             self.begin = 0;
         }
         if self.end == self.buffer.len() {
-            // Full, and the length still unknown. Doubled: copying costs no more than reading.
+            // To be held, and longer. Doubled: copying costs no more than reading.
             self.buffer.resize(2 * self.end, 0);
         }
     }
@@ -221,14 +225,14 @@ mod tests {
         buffer_bytes: usize,
         chunk_bytes: usize,
     ) -> (Vec<(u64, u64, Vec<u8>)>, Option<Fault>, Totals) {
-        let assembler = Assembler::new(framing, Limits::default());
-        let mut cutter = Cutter::with_buffer(assembler, buffer_bytes);
+        let mut cutter = Cutter::with_buffer(framing, Limits::default(), buffer_bytes);
         let mut rest = stream;
         let mut found = Vec::new();
         loop {
             match cutter.next() {
                 Cut::Message(message) => {
-                    let head = message.head[..message.head.len().min(4)].to_vec();
+                    let shown = message.head.len().min(16);
+                    let head = message.head[..shown].to_vec();
                     assert_eq!(message.number, found.len() as u64);
                     found.push((message.offset, message.frame.len, head));
                     continue;
@@ -270,7 +274,8 @@ mod tests {
             .map(|&len| {
                 let begin = usize::try_from(offset).expect("small");
                 offset += u64::from(len);
-                let head = stream[begin..begin + 4].to_vec();
+                let shown = (len as usize).min(16);
+                let head = stream[begin..begin + shown].to_vec();
                 (offset - u64::from(len), u64::from(len), head)
             })
             .collect();
@@ -301,7 +306,10 @@ mod tests {
         let (found, fault, totals) = all(&framing, &[5, 0, 1, 2, 3], 64, 9);
         assert_eq!(found.len(), 1);
         assert!(matches!(fault, Some(Fault::BadLength { .. })));
-        assert_eq!((totals.bytes, totals.tail_bytes, totals.tail_of), (2, 0, None));
+        assert_eq!(
+            (totals.bytes, totals.tail_bytes, totals.tail_of),
+            (2, 0, None)
+        );
     }
 
     #[test]
@@ -318,7 +326,7 @@ mod tests {
         }
     }
 
-    /// The first message says the length of the others in its second byte.
+    /// The first message says the length of the others in its last byte.
     struct Taught(u8);
 
     impl Parser for Taught {
@@ -332,18 +340,38 @@ mod tests {
 
         fn delivered(&mut self, message: &[u8]) {
             if self.0 == 0 {
-                self.0 = message[1];
+                self.0 = *message.last().expect("not empty");
             }
         }
     }
 
     #[test]
-    fn parsers_with_state_see_what_was_kept() {
+    fn parsers_with_state_see_all_of_a_message() {
         let framing = Framing::stateful(|| Taught(0));
         let mut stream = vec![200; 200];
-        stream[1] = 3;
+        stream[199] = 3;
         stream.extend([0; 9]);
         let (found, ..) = all(&framing, &stream, 64, 10);
-        assert_eq!(found.iter().map(|m| m.1).collect::<Vec<_>>(), [200, 3, 3, 3]);
+        assert_eq!(
+            found.iter().map(|m| m.1).collect::<Vec<_>>(),
+            [200, 3, 3, 3]
+        );
+    }
+
+    #[test]
+    fn a_message_in_fragments_is_one() {
+        // A byte of length; a zero first says that there is more.
+        let fragments = Framing::closure(|bytes| match bytes {
+            [0, len, ..] => Verdict::Fragment(u64::from(*len) + 2),
+            [len, ..] if *len > 0 => Verdict::message(u64::from(*len) + 1),
+            _ => Verdict::NeedMore(0),
+        });
+        let fragment = [&[0, 98][..], &[9; 98]].concat();
+        let message = [fragment.repeat(20), vec![1, 7]].concat();
+        for chunk_bytes in [1, 64, 5000] {
+            let (found, fault, totals) = all(&fragments, &message.repeat(3), 64, chunk_bytes);
+            let lens: Vec<_> = found.iter().map(|(_, len, _)| *len).collect();
+            assert_eq!((lens, fault, totals.tail_bytes), (vec![2002; 3], None, 0));
+        }
     }
 }

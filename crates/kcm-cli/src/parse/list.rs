@@ -32,7 +32,9 @@ pub(super) fn run(rows: &mut Rows) -> Result<(), Failure> {
             })?;
         } else {
             let spec = spec.unwrap_or("-");
-            rows.text(format_args!("{name:<17} {spec:<31} {summary}; {reference}\n"))?;
+            rows.text(format_args!(
+                "{name:<17} {spec:<31} {summary}; {reference}\n"
+            ))?;
         }
     }
     rows.flush()

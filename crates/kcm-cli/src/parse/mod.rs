@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kcm_frame::{Assembler, Limits};
+use kcm_frame::Limits;
 
 use self::{
     cutter::{Cut, Cutter},
@@ -56,26 +56,28 @@ pub(crate) fn run(options: &ParseOptions) -> Result<(), Failure> {
         return time::run(&spec.framing, limits, input, &mut rows);
     }
     rows.begin()?;
-    parse(Assembler::new(&spec.framing, limits), input, &mut rows)
+    parse(Cutter::new(&spec.framing, limits), input, &mut rows)
 }
 
 /// Reads the input to its end or to where it cannot be framed, and prints all rows and the totals.
-fn parse(assembler: Assembler, mut input: Input, rows: &mut Rows) -> Result<(), Failure> {
-    let mut cutter = Cutter::new(assembler);
+fn parse(mut cutter: Cutter, mut input: Input, rows: &mut Rows) -> Result<(), Failure> {
     let mut bar = Bar::new(&input);
     loop {
-        let fault = loop {
-            match cutter.next() {
-                Cut::Message(message) => rows.message(&message)?,
-                Cut::More => break None,
-                Cut::Fault(fault) => break Some(fault),
+        match cutter.next() {
+            Cut::Message(message) => {
+                rows.message(&message)?;
+                continue;
             }
-        };
-        if let Some(fault) = fault {
-            bar.clear();
-            rows.totals(cutter.totals())?;
-            let offset = cutter.totals().bytes;
-            return Err(Failure::Framing { offset, fault });
+            Cut::More => {}
+            Cut::Fault(fault) => {
+                bar.clear();
+                let totals = cutter.totals();
+                rows.totals(totals)?;
+                return Err(Failure::Framing {
+                    offset: totals.bytes,
+                    fault,
+                });
+            }
         }
         // Who waits for rows gets them before this waits for bytes.
         if rows.are_held() && input.would_wait() {

@@ -15,7 +15,9 @@ pub(super) fn run(spec: &Spec, rows: &mut Rows) -> Result<(), Failure> {
             "{text}: compiled code, the same as {native}; nothing to verify\n"
         ))?,
         (None, None) => {
-            rows.text(format_args!("{text}: compiled code of its own, nothing to verify\n"))?;
+            rows.text(format_args!(
+                "{text}: compiled code of its own, nothing to verify\n"
+            ))?;
         }
     }
     rows.flush()

@@ -166,6 +166,9 @@ mod tests {
         let header = spec("len:size=1,offset=1,scale=4");
         assert!(find(&picky, Some(&header), 64).is_ok());
         let wrong = spec("u32le");
-        assert!(matches!(find(&picky, Some(&wrong), 64), Err(Failure::Usage(_))));
+        assert!(matches!(
+            find(&picky, Some(&wrong), 64),
+            Err(Failure::Usage(_))
+        ));
     }
 }

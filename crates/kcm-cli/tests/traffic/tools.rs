@@ -34,7 +34,7 @@ pub(crate) fn find(program: &str, package: &str) -> Option<PathBuf> {
 }
 
 /// Says so past the capture of the test harness: the output of a test that passes is not shown.
-pub(crate) fn skip(reason: &str) {
+fn skip(reason: &str) {
     let _ = rustix::io::write(io::stderr(), format!("skipped: {reason}\n").as_bytes());
 }
 
@@ -217,11 +217,17 @@ pub(crate) fn parse(framing: &str, bytes: &[u8]) -> Vec<u64> {
         let row: Value = serde_json::from_str(line).expect("an object a line");
         if let Some(messages) = row["messages"].as_u64() {
             assert_eq!(messages, lens.len() as u64);
-            assert_eq!((&row["bytes"], &row["tail_bytes"]), (&offset.into(), &0.into()));
+            assert_eq!(
+                (&row["bytes"], &row["tail_bytes"]),
+                (&offset.into(), &0.into())
+            );
             assert_eq!(offset, bytes.len() as u64);
             return lens;
         }
-        assert_eq!((&row["n"], &row["offset"]), (&lens.len().into(), &offset.into()));
+        assert_eq!(
+            (&row["n"], &row["offset"]),
+            (&lens.len().into(), &offset.into())
+        );
         let len = row["len"].as_u64().expect("a length");
         offset += len;
         lens.push(len);
@@ -229,11 +235,14 @@ pub(crate) fn parse(framing: &str, bytes: &[u8]) -> Vec<u64> {
     panic!("no totals in\n{text}");
 }
 
-/// Numbers that stand between `before` and `after` in each line that has both.
+/// Numbers that stand behind `before` in each line that has it, and reach to `after` (or the end).
 pub(crate) fn numbers(text: &str, before: &str, after: &str) -> Vec<u64> {
-    text.lines()
-        .filter_map(|line| line.split_once(before)?.1.split_once(after)?.0.trim().parse().ok())
-        .collect()
+    let number = |line: &str| {
+        let (_, rest) = line.split_once(before)?;
+        let end = rest.find(after).filter(|_| !after.is_empty());
+        rest[..end.unwrap_or(rest.len())].trim().parse().ok()
+    };
+    text.lines().filter_map(number).collect()
 }
 
 /// Somebody without rights, for servers that refuse to run as root.

@@ -3,11 +3,7 @@
 //! What the proxy recorded is written as a capture: plain IPv4 packets with a TCP header, each
 //! piece that was read a segment (or a few). Checksums are left zero, tshark does not look.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    process::Command,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, process::Command};
 
 use super::{
     proxy::{Recording, Side},
