@@ -57,7 +57,9 @@ impl fmt::Display for SockFilter {
 /// [`Error::Text`] (`EINVAL`) with the piece that was not understood, [`Error::Empty`] (`EINVAL`),
 /// or [`Error::TooLong`] (`E2BIG`) beyond [`MAX_CLASSIC_INSNS`].
 pub fn parse_text(text: &str) -> Result<Vec<SockFilter>> {
-    let mut pieces = text.trim().split([',', '\n']).map(str::trim);
+    // Empty ones are what `tr '\n' ','` makes of the last line's end, or a comma before one.
+    let pieces = text.split([',', '\n']).map(str::trim);
+    let mut pieces = pieces.filter(|piece| !piece.is_empty());
     let head = pieces.next().unwrap_or_default();
     let count: usize = head.parse().map_err(|_| {
         let problem = "the number of instructions should stand first, as tcpdump -ddd prints it";
@@ -77,8 +79,7 @@ pub fn parse_text(text: &str) -> Result<Vec<SockFilter>> {
     if program.len() < count {
         return Err(text_error(head, "so many instructions should follow"));
     }
-    // What `tr '\n' ','` makes of the last line's end is no instruction.
-    if let Some(piece) = pieces.find(|piece| !piece.is_empty()) {
+    if let Some(piece) = pieces.next() {
         let problem = "more instructions than the number at the start says";
         return Err(text_error(piece, problem));
     }

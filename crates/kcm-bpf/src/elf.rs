@@ -141,9 +141,10 @@ impl<'data> Object<'data> {
         match fitting.as_slice() {
             [(_, index)] => Ok(*index),
             [] => Err(Error::NotFound {
-                wanted: wanted.map_or("section with code".to_owned(), |name| {
-                    format!("section {name:?} with code")
-                }),
+                wanted: match wanted {
+                    Some(name) => format!("section {name:?} with code"),
+                    None => "section with code".to_owned(),
+                },
                 sections: names(&with_code.iter().collect::<Vec<_>>()),
             }),
             several => Err(Error::Ambiguous {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use object::elf::{R_BPF_64_32, R_BPF_NONE};
+use object::elf::{R_BPF_64_32, R_BPF_NONE, RelocationType};
 use object::{
     Object as _, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionIndex,
     SectionKind, SymbolIndex, SymbolKind,
@@ -71,7 +71,7 @@ struct Section<'data> {
 
 #[derive(Clone, Copy)]
 struct Relocation {
-    kind: u32,
+    kind: RelocationType,
     symbol: SymbolIndex,
 }
 
@@ -256,7 +256,7 @@ fn call_target(
         format!("takes the address of the function {name:?}: a parser can only call functions")
     } else {
         format!(
-            "has a relocation of kind {} to {name:?} in section {section_name:?}: a parser has only \
+            "has a relocation of kind {:?} to {name:?} in section {section_name:?}: a parser has only \
              its code",
             relocation.kind
         )
