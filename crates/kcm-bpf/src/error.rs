@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::SockFilter;
+use crate::{Rejection, SockFilter};
 
 /// An invalid argument (22).
 const EINVAL: i32 = 22;
@@ -14,6 +14,8 @@ const E2BIG: i32 = 7;
 const ENOEXEC: i32 = 8;
 /// No such file or directory (2): a section or function that is not there.
 const ENOENT: i32 = 2;
+/// Permission denied (13), which the kernel says of a program that its verifier refuses.
+const EACCES: i32 = 13;
 /// Operation not supported (95).
 const EOPNOTSUPP: i32 = 95;
 
@@ -88,6 +90,9 @@ pub enum Error {
         /// What it needs, and what to do.
         problem: String,
     },
+    /// The verifier refuses the program. `EACCES` where it would do something that is not safe,
+    /// `EOPNOTSUPP` where it asks for something that a parser has not got.
+    Rejected(Rejection),
 }
 
 impl Error {
@@ -104,6 +109,8 @@ impl Error {
             Self::TooLong { .. } => E2BIG,
             Self::Object { .. } => ENOEXEC,
             Self::NotFound { .. } => ENOENT,
+            Self::Rejected(rejection) if rejection.reason().is_unsupported() => EOPNOTSUPP,
+            Self::Rejected(_) => EACCES,
         }
     }
 }
@@ -146,11 +153,18 @@ impl fmt::Display for Error {
                 index,
                 problem,
             } => write!(f, "BPF object: {function}, instruction {index}: {problem}"),
+            Self::Rejected(rejection) => rejection.fmt(f),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+impl From<Rejection> for Error {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
 
 #[cfg(test)]
 mod tests {
