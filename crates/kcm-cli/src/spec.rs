@@ -10,15 +10,12 @@ use std::{
     str::FromStr,
 };
 
-use kcm_bpf::Insn;
+use kcm_bpf::{Insn, Program, classic, elf};
 use kcm_frame::Framing;
 
 /// Longest object file that is read, in bytes. A program has at most some million instructions of
 /// 8 bytes, and debug information beside it.
 const MAX_OBJECT_BYTES: u64 = 64 << 20;
-
-#[derive(Clone, Debug)]
-pub(crate) enum Program {}
 
 /// What `--framing SPEC` stands for.
 #[derive(Clone, Debug)]
@@ -53,8 +50,12 @@ impl FromStr for Spec {
                 });
             }
         };
-        let _ = insns;
-        unreachable!()
+        let program = Program::verify(insns).map_err(|e| e.to_string())?;
+        Ok(Self {
+            text: text.to_owned(),
+            framing: program.framing(),
+            program: Some(program),
+        })
     }
 }
 
@@ -64,7 +65,9 @@ fn explain(error: kcm_frame::FrameError) -> String {
 }
 
 fn load_classic(text: &str) -> Result<Vec<Insn>, String> {
-    Err(format!("{text}: programs are not there yet"))
+    classic::parse_text(text)
+        .and_then(|program| classic::to_ebpf(&program))
+        .map_err(|e| e.to_string())
 }
 
 /// `FILE` or `FILE:SECTION`. A colon may be part of a file's name, if there is such a file.
@@ -76,8 +79,7 @@ fn load_object(text: &str) -> Result<Vec<Insn>, String> {
     let object = read(Path::new(file)).map_err(|e| {
         format!("{file}: {e}; an object file is needed, as `clang -O2 -target bpf -c` makes it")
     })?;
-    let _ = (section, object);
-    Err("programs are not there yet".to_owned())
+    elf::load(&object, section).map_err(|e| format!("{file}: {e}"))
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

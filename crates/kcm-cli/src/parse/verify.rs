@@ -1,5 +1,7 @@
 //! `--verify`: what is known of a parser before it has seen a byte.
 
+use kcm_bpf::disassemble;
+
 use super::{failure::Failure, rows::Rows};
 use crate::spec::Spec;
 
@@ -7,7 +9,10 @@ use crate::spec::Spec;
 pub(super) fn run(spec: &Spec, rows: &mut Rows) -> Result<(), Failure> {
     let text = &spec.text;
     match (&spec.program, spec.framing.native()) {
-        (Some(program), _) => match *program {},
+        (Some(program), _) => {
+            rows.text(format_args!("{}\n", program.account()))?;
+            rows.text(format_args!("{}", disassemble(program.insns())))?;
+        }
         (None, Some(native)) if native.to_string() == *text => {
             rows.text(format_args!("{text}: compiled code, nothing to verify\n"))?;
         }

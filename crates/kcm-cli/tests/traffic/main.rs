@@ -61,7 +61,10 @@ fn dns_of_dig_and_dnsmasq() {
         return;
     };
     let directory = Directory::new();
-    let long = format!("--txt-record=long.test,{}", vec!["x".repeat(250); 40].join(","));
+    let long = format!(
+        "--txt-record=long.test,{}",
+        vec!["x".repeat(250); 40].join(",")
+    );
     let server = Server::start(&directory, Signal::TERM, |port| {
         let mut command = Command::new(&dnsmasq);
         command.args([
