@@ -10,12 +10,12 @@ use std::{
     str::FromStr,
 };
 
-use kcm_bpf::{Insn, Program, classic, elf};
+use kcm_bpf::{Insn, Program, classic, elf, op};
 use kcm_frame::Framing;
+use rustix::time::{ClockId, clock_gettime};
 
-/// Longest object file that is read, in bytes. A program has at most some million instructions of
-/// 8 bytes, and debug information beside it.
-const MAX_OBJECT_BYTES: u64 = 64 << 20;
+/// What is to be in a file.
+const OBJECT: &str = "an object as `clang -O2 -target bpf -c` makes it";
 
 /// What `--framing SPEC` stands for.
 #[derive(Clone, Debug)]
@@ -51,12 +51,31 @@ impl FromStr for Spec {
             }
         };
         let program = Program::verify(insns).map_err(|e| e.to_string())?;
+        let framing = match asks_for_time(program.insns()) {
+            true => program.framing_with_clock(boot_ns),
+            false => program.framing(),
+        };
         Ok(Self {
             text: text.to_owned(),
-            framing: program.framing(),
+            framing,
             program: Some(program),
         })
     }
+}
+
+/// Whether a program would see that its clock stands still.
+fn asks_for_time(program: &[Insn]) -> bool {
+    const KTIME_GET_NS: i32 = 5;
+    program.iter().any(|insn| {
+        insn.code == op::JMP | op::CALL && insn.src == op::CALL_HELPER && insn.imm == KTIME_GET_NS
+    })
+}
+
+/// The time that `bpf_ktime_get_ns` gives in the kernel: since the machine started.
+fn boot_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let [seconds, ns] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds.saturating_mul(1_000_000_000).saturating_add(ns)
 }
 
 /// The library's error, and the forms that only the command knows.
@@ -76,18 +95,17 @@ fn load_object(text: &str) -> Result<Vec<Insn>, String> {
         Some((file, section)) if !Path::new(text).exists() => (file, Some(section)),
         _ => (text, None),
     };
-    let object = read(Path::new(file)).map_err(|e| {
-        format!("{file}: {e}; an object file is needed, as `clang -O2 -target bpf -c` makes it")
-    })?;
+    if file.is_empty() {
+        return Err(format!("a file is needed, bpf:FILE.o: {OBJECT}"));
+    }
+    let object = read(Path::new(file)).map_err(|e| format!("{file}: {e} ({OBJECT} is needed)"))?;
     elf::load(&object, section).map_err(|e| format!("{file}: {e}"))
 }
 
+/// The file, but not much more than an object may have: that is refused later.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut file = File::open(path)?.take(MAX_OBJECT_BYTES + 1);
-    if file.read_to_end(&mut bytes)? as u64 > MAX_OBJECT_BYTES {
-        let problem = format!("longer than {MAX_OBJECT_BYTES} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
-    }
+    let longest = elf::MAX_OBJECT_BYTES as u64 + 1;
+    File::open(path)?.take(longest).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
