@@ -18,15 +18,24 @@ mod link;
 
 use std::collections::BTreeMap;
 
-use object::elf::{EM_BPF, ET_REL};
+use object::elf::{EM_BPF, ET_REL, FileHeader64};
 use object::read::elf::{ElfFile64, FileHeader as _};
-use object::{LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+use object::{
+    LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionKind, SymbolIndex, SymbolKind,
+};
 
 use crate::{Error, Insn, Result};
 
-/// Longest object that is read, in bytes. Parsers take some KB, with debug information some 100;
-/// this bounds the time that a senseless one can cost.
-pub const MAX_OBJECT_BYTES: usize = 16 << 20;
+/// Longest object that is read, in bytes. Parsers take some KB, with debug information some 100.
+pub const MAX_OBJECT_BYTES: usize = 4 << 20;
+
+/// Most sections with code that an object may have. Each one's name is looked at, and in a senseless
+/// object each may be as long as the object: this and the length above bound the time to 1 GB of
+/// searching for the end of names, a tenth of a second.
+pub const MAX_CODE_SECTIONS: usize = 256;
+
+/// Most names that an error lists.
+const MAX_LISTED: usize = 16;
 
 /// The section that holds functions for all programs of an object.
 const SHARED: &str = ".text";
@@ -63,15 +72,16 @@ pub fn load(object: &[u8], section: Option<&str>) -> Result<Vec<Insn>> {
 /// An object with an index of its functions.
 struct Object<'data> {
     file: ElfFile64<'data, LittleEndian>,
-    functions: BTreeMap<Place, Function<'data>>,
+    functions: BTreeMap<Place, Function>,
 }
 
 /// The index of a section, and an offset in bytes in it.
 type Place = (usize, u64);
 
 #[derive(Clone, Copy)]
-struct Function<'data> {
-    name: &'data str,
+struct Function {
+    /// Has its name, which only errors need.
+    symbol: SymbolIndex,
     len_bytes: u64,
     is_global: bool,
 }
@@ -80,25 +90,13 @@ impl<'data> Object<'data> {
     fn parse(data: &'data [u8]) -> Result<Self> {
         check_kind(data)?;
         let file = ElfFile64::<LittleEndian>::parse(data).map_err(malformed)?;
-        let header = file.elf_header();
-        let (machine, kind) = (header.e_machine(LittleEndian), header.e_type(LittleEndian));
-        if machine != EM_BPF {
-            let problem =
-                format!("made for machine {machine:?}, not for BPF: compile it with {CLANG}");
-            return Err(Error::Object { problem });
-        }
-        if kind != ET_REL {
-            return Err(not_an_object(
-                "linked, or a core: give the object that the compiler wrote",
-            ));
-        }
         let mut functions: BTreeMap<Place, Function> = BTreeMap::new();
         for symbol in file.symbols() {
             let (SymbolKind::Text, Some(section)) = (symbol.kind(), symbol.section_index()) else {
                 continue;
             };
             let function = Function {
-                name: symbol.name().map_err(malformed)?,
+                symbol: symbol.index(),
                 len_bytes: symbol.size(),
                 is_global: symbol.is_global(),
             };
@@ -116,25 +114,22 @@ impl<'data> Object<'data> {
         let mut with_code = Vec::new();
         for section in self.file.sections() {
             if section.kind() == SectionKind::Text && section.size() > 0 {
+                if with_code.len() == MAX_CODE_SECTIONS {
+                    let problem = format!("more than {MAX_CODE_SECTIONS} sections with code");
+                    return Err(Error::Object { problem });
+                }
                 with_code.push((section.name().map_err(malformed)?, section.index().0));
             }
         }
-        let mut fitting: Vec<_> = match wanted {
-            Some(wanted) => with_code
-                .iter()
-                .filter(|(name, _)| *name == wanted)
-                .collect(),
-            None => with_code
-                .iter()
-                .filter(|(name, _)| *name != SHARED)
-                .collect(),
-        };
+        let fits = |name: &str| wanted.map_or(name != SHARED, |wanted| name == wanted);
+        let mut fitting: Vec<_> = with_code.iter().filter(|(name, _)| fits(name)).collect();
         if fitting.is_empty() && wanted.is_none() {
             fitting = with_code.iter().collect();
         }
         let names = |sections: &[&(&str, usize)]| {
             sections
                 .iter()
+                .take(MAX_LISTED)
                 .map(|(name, _)| (*name).to_owned())
                 .collect()
         };
@@ -161,20 +156,26 @@ impl<'data> Object<'data> {
             let problem = "no global function in the section: a program is one, without `static`";
             return Err(not_an_object(problem));
         };
-        let mut names: Vec<_> = globals.map(|(_, f)| f.name.to_owned()).collect();
-        if names.is_empty() {
+        let Some((_, second)) = globals.next() else {
             return Ok(place);
-        }
-        names.insert(0, first.name.to_owned());
+        };
+        let functions = [first, second].into_iter().chain(globals.map(|(_, f)| f));
         Err(Error::Ambiguous {
-            what: "the section has several global functions, give the one to run a section of its \
-                   own, or make the others static",
-            names,
+            what: "the section has several global functions, put the one to run into a section of \
+                   its own, or make the others static",
+            names: functions
+                .take(MAX_LISTED)
+                .map(|f| self.name_of(f))
+                .collect(),
         })
     }
-}
 
-const CLANG: &str = "clang -O2 -target bpf -c";
+    fn name_of(&self, function: &Function) -> String {
+        let symbol = self.file.symbol_by_index(function.symbol);
+        let name = symbol.as_ref().map_or("?", |s| s.name().unwrap_or("?"));
+        name.to_owned()
+    }
+}
 
 /// Says of the usual wrong files what they are.
 fn check_kind(data: &[u8]) -> Result<()> {
@@ -183,15 +184,20 @@ fn check_kind(data: &[u8]) -> Result<()> {
         return Err(Error::Object { problem });
     }
     let problem = match data {
-        [0x7f, b'E', b'L', b'F', 2, 1, ..] => return Ok(()),
-        [0x7f, b'E', b'L', b'F', 2, 2, ..] => {
-            "big-endian: compile it with -target bpfel, as this program's machines are little-endian"
+        [0x7f, b'E', b'L', b'F', 2, 1, ..] => {
+            let header = FileHeader64::<LittleEndian>::parse(data).map_err(malformed)?;
+            match (header.e_machine(LittleEndian), header.e_type(LittleEndian)) {
+                (EM_BPF, ET_REL) => return Ok(()),
+                (EM_BPF, _) => "linked already, so not what the compiler wrote",
+                _ => "made for another processor, not for BPF",
+            }
         }
+        [0x7f, b'E', b'L', b'F', 2, 2, ..] => "big-endian",
         [0x7f, b'E', b'L', b'F', 1, ..] => "of 32 bits, so not BPF",
-        [b'B', b'C', 0xc0, 0xde, ..] => "LLVM bitcode: compile without -emit-llvm and -flto",
+        [b'B', b'C', 0xc0, 0xde, ..] => "LLVM bitcode, as -emit-llvm and -flto make it",
         _ => "not ELF",
     };
-    let problem = format!("{problem} ({CLANG} makes the right kind)");
+    let problem = format!("{problem} (clang -O2 -target bpfel -c makes the right kind)");
     Err(Error::Object { problem })
 }
 
@@ -204,6 +210,3 @@ fn not_an_object(problem: &str) -> Error {
     let problem = problem.to_owned();
     Error::Object { problem }
 }
-
-#[cfg(test)]
-mod tests;

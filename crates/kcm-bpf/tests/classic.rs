@@ -21,13 +21,9 @@ proptest! {
     }
 
     #[test]
-    fn text_comes_back(program in prop::collection::vec(any::<[u32; 4]>(), 1..40)) {
-        let program: Vec<_> = program.into_iter().map(|[code, jt, jf, k]| SockFilter {
-            code: code as u16,
-            jt: jt as u8,
-            jf: jf as u8,
-            k,
-        }).collect();
+    fn text_comes_back(program in prop::collection::vec(any::<(u16, u8, u8, u32)>(), 1..40)) {
+        let insn = |(code, jt, jf, k)| SockFilter { code, jt, jf, k };
+        let program: Vec<_> = program.into_iter().map(insn).collect();
         for separator in [",", "\n", " ,\n  "] {
             let mut text = program.len().to_string();
             for insn in &program {
@@ -49,6 +45,7 @@ proptest! {
 /// `None`: it ended with 0 because a load was out of range, or for a division by 0.
 fn interpret(program: &[SockFilter], message: &[u8]) -> Option<u32> {
     let (mut a, mut x, mut memory, mut pc) = (0u32, 0u32, [0u32; 16], 0);
+    let len = u32::try_from(message.len()).expect("short");
     let load = |offset: u32, code: u16| -> Option<u32> {
         let offset = usize::try_from(offset.cast_signed()).ok()?;
         let size = [4, 2, 1][usize::from(code >> 3 & 3)];
@@ -68,8 +65,8 @@ fn interpret(program: &[SockFilter], message: &[u8]) -> Option<u32> {
             0x20 if k == 0xffff_f028 => a ^= x,
             0x20 | 0x28 | 0x30 => a = load(k, code)?,
             0x40 | 0x48 | 0x50 => a = load(x.wrapping_add(k), code)?,
-            0x80 => a = message.len() as u32,
-            0x81 => x = message.len() as u32,
+            0x80 => a = len,
+            0x81 => x = len,
             0x00 => a = k,
             0x01 => x = k,
             0x60 => a = memory[k as usize],

@@ -88,7 +88,7 @@ impl<'data> Linker<'_, 'data> {
             vacant.insert(section);
         }
         let section = &self.sections[&section_index];
-        let code = code_of(&function, offset, section.code)?;
+        let code = code_of(object, &function, offset, section.code)?;
         let start = self.insns.len();
         if code.len() > MAX_INSNS - start {
             return Err(Error::TooLong { limit: MAX_INSNS });
@@ -96,50 +96,47 @@ impl<'data> Linker<'_, 'data> {
         self.starts.insert(place, start);
         let end = offset + function.len_bytes;
         let mut relocations = section.relocations.range(offset..end).peekable();
-        let mut second_half = false;
+        let mut is_second_half = false;
         for (index, &bytes) in code.iter().enumerate() {
             let insn = Insn::decode(bytes);
-            let here = offset + index as u64 * INSN_BYTES;
-            let relocation = relocations
-                .next_if(|&(&at, _)| at == here)
-                .map(|(_, relocation)| *relocation);
-            if relocations
-                .next_if(|&(&at, _)| at < here + INSN_BYTES)
-                .is_some()
-                || (second_half && relocation.is_some())
-            {
+            let here = (section_index, offset + index as u64 * INSN_BYTES);
+            let next = here.1 + INSN_BYTES;
+            let relocation = relocations.next_if(|&(&at, _)| at < next);
+            if relocation.is_some_and(|(&at, _)| at != here.1 || is_second_half) {
                 return Err(not_an_object("damaged: relocation within an instruction"));
             }
             let target = match relocation {
-                _ if second_half => None,
-                Some(relocation) => Some(
-                    call_target(object, insn, relocation)
-                        .map_err(|problem| unlinkable(&function, index, problem))?,
-                ),
-                None if insn.is_local_call() => {
-                    let target = distance_bytes(insn).checked_add_unsigned(here);
-                    let target = target.and_then(|bytes| u64::try_from(bytes).ok());
-                    Some((section_index, target.unwrap_or(u64::MAX)))
-                }
-                None => None,
+                Some((_, &relocation)) => relocated_target(object, insn, relocation).map(Some),
+                None if insn.is_local_call() && !is_second_half => Ok(Some(target_of(insn, here))),
+                None => Ok(None),
             };
-            if let Some(target) = target {
-                if !object.functions.contains_key(&target) {
-                    let problem = "calls what is not the start of a function".to_owned();
-                    return Err(unlinkable(&function, index, problem));
+            let target = target.and_then(|target| match target {
+                Some(place) if !object.functions.contains_key(&place) => {
+                    Err("calls what is not the start of a function".to_owned())
                 }
-                self.calls.push((start + index, target));
-            }
-            second_half = !second_half && insn.is_wide();
+                target => Ok(target),
+            });
+            let target = target.map_err(|problem| Error::Unlinkable {
+                function: object.name_of(&function),
+                index,
+                problem,
+            })?;
+            self.calls
+                .extend(target.map(|target| (start + index, target)));
+            is_second_half = !is_second_half && insn.is_wide();
             self.insns.push(insn);
         }
         Ok(start)
     }
 }
 
-/// Distance from a call's start to its target, in bytes.
-fn distance_bytes(call: Insn) -> i64 {
-    (i64::from(call.imm) + 1) * (Insn::BYTES as i64)
+/// Where a call leads to that stands at `here`, or would if it stood there. Beyond all sections if
+/// that is before its section's start.
+fn target_of(call: Insn, here: Place) -> Place {
+    let distance_bytes = (i64::from(call.imm) + 1) * Insn::BYTES as i64;
+    let (section, offset) = here;
+    let offset = offset.checked_add_signed(distance_bytes);
+    (section, offset.unwrap_or(u64::MAX))
 }
 
 fn read_section<'data>(
@@ -187,12 +184,13 @@ fn read_section<'data>(
 }
 
 fn code_of<'data>(
+    object: &Object,
     function: &Function,
     offset: u64,
     code: &'data [u8],
 ) -> Result<&'data [[u8; Insn::BYTES]]> {
     let damaged = |what: &str| {
-        let problem = format!("function {:?} {what}", function.name);
+        let problem = format!("function {:?} {what}", object.name_of(function));
         Error::Object { problem }
     };
     if function.len_bytes == 0 {
@@ -214,11 +212,7 @@ fn code_of<'data>(
 
 /// The function that a call with a relocation leads to; or, as a text, why the relocation is none
 /// of a call.
-fn call_target(
-    object: &Object,
-    insn: Insn,
-    relocation: Relocation,
-) -> std::result::Result<Place, String> {
+fn relocated_target(object: &Object, insn: Insn, relocation: Relocation) -> Result<Place, String> {
     let symbol = object.file.symbol_by_index(relocation.symbol);
     let symbol = symbol.map_err(|error| format!("refers to a damaged symbol: {error}"))?;
     let name = symbol.name().unwrap_or_default();
@@ -229,9 +223,7 @@ fn call_target(
         ));
     };
     if insn.is_local_call() && relocation.kind == R_BPF_64_32 {
-        let target = distance_bytes(insn).checked_add_unsigned(symbol.address());
-        let target = target.and_then(|bytes| u64::try_from(bytes).ok());
-        return Ok((section_index.0, target.unwrap_or(u64::MAX)));
+        return Ok(target_of(insn, (section_index.0, symbol.address())));
     }
     let section = object.file.section_by_index(section_index);
     let section_name = section.as_ref().map_or("?", |s| s.name().unwrap_or("?"));
@@ -261,12 +253,4 @@ fn call_target(
             relocation.kind
         )
     })
-}
-
-fn unlinkable(function: &Function, index: usize, problem: String) -> Error {
-    Error::Unlinkable {
-        function: function.name.to_owned(),
-        index,
-        problem,
-    }
 }
