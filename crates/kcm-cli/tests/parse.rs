@@ -197,7 +197,7 @@ fn what_cannot_be_is_exit_code_2_and_says_what_to_do() {
         ),
         (&["--framing", "bpf:"], "a file is needed"),
         (&["--framing", "bpf:/dev/zero"], "longer than"),
-        (&["--framing", "bpf:/bin/sh"], "clang -O2 -target bpf -c"),
+        (&["--framing", "bpf:/bin/sh"], "clang -O2 -target bpf"),
         (&["--framing", &map], "a parser has no maps"),
         (
             &["--framing", &sections],
@@ -531,7 +531,7 @@ fn a_bar_is_shown_beside_rows_that_go_elsewhere_and_only_then() {
         .open(&stream.0)
         .expect("opens");
     // All zeros, none of them on the disk: enough for some tenths of a second.
-    file.set_len(2 << 30).expect("a sparse file");
+    file.set_len(1 << 30).expect("a sparse file");
     let parse = format!(
         "{} parse --framing fixed:16777216",
         env!("CARGO_BIN_EXE_kcm")
@@ -540,7 +540,10 @@ fn a_bar_is_shown_beside_rows_that_go_elsewhere_and_only_then() {
     for (line, is_shown) in [
         (format!("{parse} {stream} >/dev/null"), true),
         (format!("{parse} {stream}"), false),
-        (format!("cat {stream} | {parse} >/dev/null"), false),
+        (
+            format!("head -c 200000000 {stream} | {parse} >/dev/null"),
+            false,
+        ),
     ] {
         // `script` gives the command a terminal, and passes on what that shows.
         let output = Command::new("script")
