@@ -26,7 +26,8 @@ use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
 #[derive(Debug)]
 pub(crate) struct Code {
     steps: Vec<Step>,
-    uses_stack: bool,
+    /// Neither stack nor calls.
+    is_plain: bool,
     /// Jumps back and calls that a run may take.
     turns: u64,
 }
@@ -54,61 +55,154 @@ struct Step {
     imm: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Alu64(Alu),
-    Alu32(Alu),
-    Neg {
-        wide: bool,
-    },
-    MovSx {
-        wide: bool,
-        bits: u8,
-    },
-    Swap(u8),
-    Truncate(u8),
-    If64(Cmp),
-    If32(Cmp),
+/// Hands the lists of operations and of comparisons to another macro: for each, the kinds of steps
+/// that do it on 64 and on 32 bits, and for comparisons again those that go back and are counted.
+///
+/// In one level, each step is one indirect jump. Two levels (`Alu(Add)`) took twice the time.
+macro_rules! with_operations {
+    ($then:ident! $($rest:tt)*) => {
+        $then! {
+            [
+                Add Add64 Add32,
+                Sub Sub64 Sub32,
+                Mul Mul64 Mul32,
+                Div Div64 Div32,
+                SDiv SDiv64 SDiv32,
+                Or Or64 Or32,
+                And And64 And32,
+                Lsh Lsh64 Lsh32,
+                Rsh Rsh64 Rsh32,
+                Mod Mod64 Mod32,
+                SMod SMod64 SMod32,
+                Xor Xor64 Xor32,
+                Mov Mov64 Mov32,
+                Arsh Arsh64 Arsh32,
+            ]
+            [
+                Eq IfEq64 IfEq32 BackEq64 BackEq32,
+                Ne IfNe64 IfNe32 BackNe64 BackNe32,
+                Gt IfGt64 IfGt32 BackGt64 BackGt32,
+                Ge IfGe64 IfGe32 BackGe64 BackGe32,
+                Lt IfLt64 IfLt32 BackLt64 BackLt32,
+                Le IfLe64 IfLe32 BackLe64 BackLe32,
+                SGt IfSGt64 IfSGt32 BackSGt64 BackSGt32,
+                SGe IfSGe64 IfSGe32 BackSGe64 BackSGe32,
+                SLt IfSLt64 IfSLt32 BackSLt64 BackSLt32,
+                SLe IfSLe64 IfSLe32 BackSLe64 BackSLe32,
+                Set IfSet64 IfSet32 BackSet64 BackSet32,
+            ]
+            $($rest)*
+        }
+    };
+}
+
+macro_rules! define_kinds {
+    (
+        [$($alu:ident $alu64:ident $alu32:ident,)*]
+        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
+        { $($other:tt)* }
+    ) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Kind {
+            $($alu64, $alu32,)*
+            $($if64, $if32, $back64, $back32,)*
+            $($other)*
+        }
+
+        impl Kind {
+            const fn of_alu(alu: Alu, wide: bool) -> Self {
+                match (alu, wide) {
+                    $((Alu::$alu, true) => Self::$alu64, (Alu::$alu, false) => Self::$alu32,)*
+                }
+            }
+
+            const fn of_branch(cmp: Cmp, wide: bool, back: bool) -> Self {
+                match (cmp, wide, back) {
+                    $(
+                        (Cmp::$cmp, true, false) => Self::$if64,
+                        (Cmp::$cmp, false, false) => Self::$if32,
+                        (Cmp::$cmp, true, true) => Self::$back64,
+                        (Cmp::$cmp, false, true) => Self::$back32,
+                    )*
+                    // No instruction has this comparison.
+                    (Cmp::Clear, ..) => Self::Trap,
+                }
+            }
+        }
+    };
+}
+
+with_operations! { define_kinds! {
+    Neg64,
+    Neg32,
+    MovSx64,
+    MovSx32,
+    Swap16,
+    Swap32,
+    Swap64,
+    Truncate,
     Jump,
-    /// One way only: these go back, and are counted.
     Back,
-    IfBack {
-        cmp: Cmp,
-        wide: bool,
-    },
     Packet1,
     Packet2,
     Packet4,
-    LoadStack {
-        size: u8,
-        signed: bool,
-    },
-    StoreStack {
-        size: u8,
-    },
-    LoadLen {
-        at: u8,
-        size: u8,
-        signed: bool,
-    },
-    LoadCb {
-        at: u8,
-        size: u8,
-        signed: bool,
-    },
-    StoreCb {
-        at: u8,
-        size: u8,
-    },
-    LoadBytes {
-        relative: bool,
-    },
+    LoadStack,
+    StoreStack1,
+    StoreStack2,
+    StoreStack4,
+    StoreStack8,
+    LoadLen,
+    LoadCb,
+    StoreCb,
+    LoadBytes,
+    LoadBytesRelative,
     Time,
     Call,
     Exit,
     Trap,
-}
+} }
 
+/// The `match` over all kinds: those of the lists, and others that are given.
+macro_rules! dispatch {
+    (
+        [$($alu:ident $alu64:ident $alu32:ident,)*]
+        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
+        ($step:ident, $dst:expr, $by:ident, $at:ident, $turns:ident)
+        { $($other:pat => $body:expr,)* }
+    ) => {
+        match $step.kind {
+            $(
+                Kind::$alu64 => $dst = Alu::$alu.eval(true, $dst, $by),
+                Kind::$alu32 => $dst = Alu::$alu.eval(false, $dst, $by),
+            )*
+            $(
+                Kind::$if64 => {
+                    if Cmp::$cmp.holds(true, $dst, $by) {
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$if32 => {
+                    if Cmp::$cmp.holds(false, $dst, $by) {
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$back64 => {
+                    if Cmp::$cmp.holds(true, $dst, $by) {
+                        $turns = $turns.checked_sub(1).ok_or(Trap)?;
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$back32 => {
+                    if Cmp::$cmp.holds(false, $dst, $by) {
+                        $turns = $turns.checked_sub(1).ok_or(Trap)?;
+                        $at = $step.to as usize;
+                    }
+                }
+            )*
+            $($other => $body,)*
+        }
+    };
+}
 /// A register that is always 0.
 const ZERO: u8 = 15;
 
@@ -128,7 +222,7 @@ impl Code {
         });
         Self {
             steps: steps.collect(),
-            uses_stack: verified.figures.stack_bytes > 0,
+            is_plain: verified.figures.stack_bytes == 0 && functions.len() == 1,
             turns: verified.figures.longest as u64,
         }
     }
@@ -136,17 +230,23 @@ impl Code {
     /// Runs the program over the bytes of a message. `now_ns` is what it gets for the time.
     #[inline]
     pub(crate) fn run(&self, bytes: &[u8], now_ns: u64) -> Result<Left, Trap> {
-        // A function of its own for each, as the stack is cleared when it begins.
-        if self.uses_stack {
-            self.run_with::<STACK_BYTES>(bytes, now_ns)
+        // A loop of its own for those that need neither, as both are cleared before the first step.
+        if self.is_plain {
+            self.run_with::<0, 0>(bytes, now_ns)
         } else {
-            self.run_with::<0>(bytes, now_ns)
+            self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns)
         }
     }
 
     #[inline(always)]
-    fn run_with<const STACK: usize>(&self, bytes: &[u8], now_ns: u64) -> Result<Left, Trap> {
+    fn run_with<const STACK: usize, const CALLS: usize>(
+        &self,
+        bytes: &[u8],
+        now_ns: u64,
+    ) -> Result<Left, Trap> {
         let mut stack = [0u8; STACK];
+        let mut callers = [Caller::default(); CALLS];
+        let mut depth = 0;
         let mut regs: Regs = [0; 16];
         regs[usize::from(op::FP)] = STACK as u64;
         let mut left = Left {
@@ -154,10 +254,24 @@ impl Code {
             cb: [0; CB_BYTES],
             written: 0,
         };
-        let mut callers = Callers::default();
         let mut turns = self.turns;
         let steps = &self.steps[..];
         let mut at = 0;
+        /// Ends the function with a result.
+        macro_rules! leave {
+            ($result:expr) => {{
+                let result = $result;
+                if CALLS == 0 || depth == 0 {
+                    left.result = result;
+                    return Ok(left);
+                }
+                depth -= 1;
+                let caller = callers.get(depth).ok_or(Trap)?;
+                regs[SAVED].copy_from_slice(&caller.registers);
+                regs[0] = result;
+                at = caller.back;
+            }};
+        }
         loop {
             let Some(step) = steps.get(at) else {
                 return Err(Trap);
@@ -165,109 +279,80 @@ impl Code {
             at += 1;
             let (dst, src) = (usize::from(step.dst & 15), usize::from(step.src & 15));
             let by = regs[src].wrapping_add(step.imm);
-            match step.kind {
-                Kind::Alu64(alu) => regs[dst] = alu.eval(true, regs[dst], by),
-                Kind::Alu32(alu) => regs[dst] = alu.eval(false, regs[dst], by),
-                Kind::Neg { wide } => regs[dst] = Alu::Sub.eval(wide, 0, regs[dst]),
-                Kind::MovSx { wide, bits } => {
-                    regs[dst] = sign_extend(bits.into(), wide, regs[src]);
-                }
-                Kind::Swap(bits) => {
-                    let swap = Swap {
-                        bits: bits.into(),
-                        reverse: true,
-                    };
-                    regs[dst] = swap.eval(regs[dst]);
-                }
-                Kind::Truncate(bits) => {
-                    let swap = Swap {
-                        bits: bits.into(),
-                        reverse: false,
-                    };
-                    regs[dst] = swap.eval(regs[dst]);
-                }
-                Kind::If64(cmp) => {
-                    if cmp.holds(true, regs[dst], by) {
-                        at = step.to as usize;
-                    }
-                }
-                Kind::If32(cmp) => {
-                    if cmp.holds(false, regs[dst], by) {
-                        at = step.to as usize;
-                    }
-                }
-                Kind::Jump => at = step.to as usize,
-                Kind::Back => {
-                    turns = turns.checked_sub(1).ok_or(Trap)?;
-                    at = step.to as usize;
-                }
-                Kind::IfBack { cmp, wide } => {
-                    if cmp.holds(wide, regs[dst], by) {
-                        turns = turns.checked_sub(1).ok_or(Trap)?;
-                        at = step.to as usize;
-                    }
-                }
-                Kind::Packet1 | Kind::Packet2 | Kind::Packet4 => {
-                    let value = match step.kind {
-                        Kind::Packet1 => packet(bytes, low(by), |[b]: [u8; 1]| b.into()),
-                        Kind::Packet2 => packet(bytes, low(by), |b| u16::from_be_bytes(b).into()),
-                        _ => packet(bytes, low(by), u32::from_be_bytes),
-                    };
-                    match value {
-                        Some(value) => regs[0] = value.into(),
-                        None => {
-                            regs[0] = 0;
-                            match callers.leave(&mut regs) {
-                                Some(back) => at = back,
-                                None => return Ok(left),
-                            }
-                        }
-                    }
-                }
-                Kind::LoadStack { size, signed } => {
-                    let value = load(&stack, by, size).ok_or(Trap)?;
-                    regs[dst] = extended(value, size, signed);
-                }
-                Kind::StoreStack { size } => {
-                    // The address is in `dst`, moved by `to`.
-                    let offset = i64::from(step.to.cast_signed()).cast_unsigned();
-                    let address = regs[dst].wrapping_add(offset);
-                    store(&mut stack, address, size, by).ok_or(Trap)?;
-                }
-                Kind::LoadLen { at, size, signed } => {
-                    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                    let value = load(&len.to_le_bytes(), at.into(), size).ok_or(Trap)?;
-                    regs[dst] = extended(value, size, signed);
-                }
-                Kind::LoadCb { at, size, signed } => {
-                    let value = load(&left.cb, at.into(), size).ok_or(Trap)?;
-                    regs[dst] = extended(value, size, signed);
-                }
-                Kind::StoreCb { at, size } => {
-                    store(&mut left.cb, at.into(), size, by).ok_or(Trap)?;
-                    let words = if size == 8 { 0b11 } else { 1 };
-                    left.written |= words << (at / 4);
-                }
-                Kind::LoadBytes { relative } => {
-                    let begin = if relative { regs[5] } else { NETWORK };
-                    let outcome = load_bytes(bytes, &mut stack, begin, &regs, relative);
-                    regs[0] = outcome.ok_or(Trap)?;
-                }
-                Kind::Time => regs[0] = now_ns,
-                Kind::Call => {
-                    turns = turns.checked_sub(1).ok_or(Trap)?;
-                    callers.enter(&mut regs, at, step.imm).ok_or(Trap)?;
-                    at = step.to as usize;
-                }
-                Kind::Exit => match callers.leave(&mut regs) {
-                    Some(back) => at = back,
-                    None => {
-                        left.result = regs[0];
-                        return Ok(left);
-                    }
-                },
-                Kind::Trap => return Err(Trap),
-            }
+            with_operations! { dispatch! (step, regs[dst], by, at, turns) {
+                           Kind::Neg64 => regs[dst] = Alu::Sub.eval(true, 0, regs[dst]),
+                           Kind::Neg32 => regs[dst] = Alu::Sub.eval(false, 0, regs[dst]),
+                           Kind::MovSx64 => regs[dst] = sign_extend(step.to, true, by),
+                           Kind::MovSx32 => regs[dst] = sign_extend(step.to, false, by),
+                           Kind::Swap16 => regs[dst] = reverse(16).eval(regs[dst]),
+                           Kind::Swap32 => regs[dst] = reverse(32).eval(regs[dst]),
+                           Kind::Swap64 => regs[dst] = reverse(64).eval(regs[dst]),
+                           Kind::Truncate => {
+                               let swap = Swap { bits: step.to, reverse: false };
+                               regs[dst] = swap.eval(regs[dst]);
+                           },
+                           Kind::Jump => at = step.to as usize,
+                           Kind::Back => {
+                               turns = turns.checked_sub(1).ok_or(Trap)?;
+                               at = step.to as usize;
+                           },
+                           Kind::Packet1 => match packet(bytes, low(by), |[byte]: [u8; 1]| byte.into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::Packet2 => match packet(bytes, low(by), |b| u16::from_be_bytes(b).into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::Packet4 => match packet(bytes, low(by), |b| u32::from_be_bytes(b).into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::LoadStack => regs[dst] = load(&stack, by, step.to).ok_or(Trap)?,
+                           Kind::StoreStack1 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 1, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack2 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 2, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack4 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 4, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack8 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 8, by).ok_or(Trap)?;
+            },
+                           Kind::LoadLen => {
+                               let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                               regs[dst] = load(&len.to_le_bytes(), step.imm, step.to).ok_or(Trap)?;
+                           },
+                           Kind::LoadCb => regs[dst] = load(&left.cb, step.imm, step.to).ok_or(Trap)?,
+                           Kind::StoreCb => {
+                               let (at, size) = (step.to & 0xff, step.to >> 8);
+                               store(&mut left.cb, at.into(), size, by).ok_or(Trap)?;
+                               left.written |= if size == 8 { 0b11 } else { 1 } << (at / 4);
+                           },
+                           Kind::LoadBytes | Kind::LoadBytesRelative => {
+                               let relative = step.kind == Kind::LoadBytesRelative;
+                               regs[0] = load_bytes(bytes, &mut stack, &regs, relative).ok_or(Trap)?;
+                           },
+                           Kind::Time => regs[0] = now_ns,
+                           Kind::Call => {
+                               turns = turns.checked_sub(1).ok_or(Trap)?;
+                               let caller = callers.get_mut(depth).ok_or(Trap)?;
+                               caller.registers.copy_from_slice(&regs[SAVED]);
+                               caller.back = at;
+                               depth += 1;
+                               let fp = usize::from(op::FP);
+                               regs[fp] = regs[fp].wrapping_sub(step.imm);
+                               at = step.to as usize;
+                           },
+                           Kind::Exit => leave!(regs[0]),
+                           Kind::Trap => return Err(Trap),
+                       } }
         }
     }
 }
@@ -296,13 +381,8 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             src,
         } => {
             let (src, imm) = operand(src);
-            let kind = if wide {
-                Kind::Alu64(alu)
-            } else {
-                Kind::Alu32(alu)
-            };
             Step {
-                kind,
+                kind: Kind::of_alu(alu, wide),
                 dst,
                 src,
                 imm,
@@ -310,7 +390,7 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             }
         }
         Op::Neg { wide, dst } => Step {
-            kind: Kind::Neg { wide },
+            kind: if wide { Kind::Neg64 } else { Kind::Neg32 },
             dst,
             ..trap
         },
@@ -319,34 +399,36 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             bits,
             dst,
             src,
-        } => {
-            let bits = u8::try_from(bits).unwrap_or(32);
-            let kind = Kind::MovSx { wide, bits };
+        } => Step {
+            kind: if wide { Kind::MovSx64 } else { Kind::MovSx32 },
+            dst,
+            src,
+            to: bits,
+            ..trap
+        },
+        Op::Swap { dst, swap } => {
+            let kind = match (swap.reverse, swap.bits) {
+                (true, 16) => Kind::Swap16,
+                (true, 32) => Kind::Swap32,
+                (true, _) => Kind::Swap64,
+                (false, _) => Kind::Truncate,
+            };
             Step {
                 kind,
                 dst,
-                src,
+                to: swap.bits,
                 ..trap
             }
         }
-        Op::Swap { dst, swap } => {
-            let bits = u8::try_from(swap.bits).unwrap_or(64);
-            let kind = if swap.reverse {
-                Kind::Swap(bits)
-            } else {
-                Kind::Truncate(bits)
-            };
-            Step { kind, dst, ..trap }
-        }
         Op::Const { dst, value } => Step {
-            kind: Kind::Alu64(Alu::Mov),
+            kind: Kind::Mov64,
             dst,
             imm: value,
             ..trap
         },
         // Gone over; the step before goes here, and it costs less than a second jump.
         Op::ConstEnd => Step {
-            kind: Kind::Alu64(Alu::Or),
+            kind: Kind::Or64,
             ..trap
         },
         Op::Load {
@@ -357,24 +439,29 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             signed,
         } => match context {
             Some(Context::Len(at)) => Step {
-                kind: Kind::LoadLen { at, size, signed },
+                kind: Kind::LoadLen,
                 dst,
+                to: shape(size, signed),
+                imm: at.into(),
                 ..trap
             },
             Some(Context::Cb(at)) => Step {
-                kind: Kind::LoadCb { at, size, signed },
+                kind: Kind::LoadCb,
                 dst,
+                to: shape(size, signed),
+                imm: at.into(),
                 ..trap
             },
             Some(Context::Zero) => Step {
-                kind: Kind::Alu64(Alu::Mov),
+                kind: Kind::Mov64,
                 dst,
                 ..trap
             },
             None => Step {
-                kind: Kind::LoadStack { size, signed },
+                kind: Kind::LoadStack,
                 dst,
                 src: base,
+                to: shape(size, signed),
                 imm: sign(off.into()),
                 ..trap
             },
@@ -387,8 +474,16 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
         } => {
             let (src, imm) = operand(value);
             let (kind, to) = match context {
-                Some(Context::Cb(at)) => (Kind::StoreCb { at, size }, 0),
-                None => (Kind::StoreStack { size }, i32::from(off).cast_unsigned()),
+                Some(Context::Cb(at)) => (Kind::StoreCb, u32::from(size) << 8 | u32::from(at)),
+                None => (
+                    match size {
+                        1 => Kind::StoreStack1,
+                        2 => Kind::StoreStack2,
+                        4 => Kind::StoreStack4,
+                        _ => Kind::StoreStack8,
+                    },
+                    i32::from(off).cast_unsigned(),
+                ),
                 Some(_) => return trap,
             };
             Step {
@@ -433,25 +528,19 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             target,
         } => {
             let (src, imm) = operand(src);
-            let kind = match (goes_back(target), wide) {
-                (true, wide) => Kind::IfBack { cmp, wide },
-                (false, true) => Kind::If64(cmp),
-                (false, false) => Kind::If32(cmp),
-            };
-            let to = index(target);
             Step {
-                kind,
+                kind: Kind::of_branch(cmp, wide, goes_back(target)),
                 dst,
                 src,
-                to,
+                to: index(target),
                 imm,
             }
         }
         Op::Helper(number) => {
             let kind = match number {
                 KTIME_GET_NS => Kind::Time,
-                SKB_LOAD_BYTES => Kind::LoadBytes { relative: false },
-                SKB_LOAD_BYTES_RELATIVE => Kind::LoadBytes { relative: true },
+                SKB_LOAD_BYTES => Kind::LoadBytes,
+                SKB_LOAD_BYTES_RELATIVE => Kind::LoadBytesRelative,
                 _ => Kind::Trap,
             };
             Step { kind, ..trap }
@@ -473,35 +562,21 @@ const fn sign(value: i64) -> u64 {
     value.cast_unsigned()
 }
 
-/// What callers find again when a function has ended.
-#[derive(Default)]
-struct Callers {
-    depth: usize,
-    /// Registers 6 to 10, and where to go on.
-    saved: [([u64; 5], usize); MAX_FRAMES - 1],
+/// What a caller finds again when the function that it called has ended.
+#[derive(Clone, Copy, Default)]
+struct Caller {
+    registers: [u64; 5],
+    back: usize,
 }
 
-impl Callers {
-    fn enter(&mut self, regs: &mut Regs, back: usize, frame_bytes: u64) -> Option<()> {
-        let saved = self.saved.get_mut(self.depth)?;
-        saved.0.copy_from_slice(&regs[6..11]);
-        saved.1 = back;
-        self.depth += 1;
-        let fp = usize::from(op::FP);
-        regs[fp] = regs[fp].wrapping_sub(frame_bytes);
-        Some(())
-    }
+/// The registers that a call leaves as they are: those that are saved by rule, and the frame
+/// pointer.
+const SAVED: std::ops::RangeInclusive<usize> = 6..=10;
 
-    /// Where the caller goes on; nothing if this was the main function.
-    #[inline(always)]
-    fn leave(&mut self, regs: &mut Regs) -> Option<usize> {
-        if self.depth == 0 {
-            return None;
-        }
-        self.depth -= 1;
-        let (saved, back) = self.saved.get(self.depth)?;
-        regs[6..11].copy_from_slice(saved);
-        Some(*back)
+const fn reverse(bits: u32) -> Swap {
+    Swap {
+        bits,
+        reverse: true,
     }
 }
 
@@ -510,8 +585,8 @@ impl Callers {
 fn packet<const N: usize>(
     bytes: &[u8],
     offset: u32,
-    value: impl Fn([u8; N]) -> u32,
-) -> Option<u32> {
+    value: impl Fn([u8; N]) -> u64,
+) -> Option<u64> {
     if offset > MAX_OFFSET {
         return None;
     }
@@ -527,21 +602,16 @@ const MAX_OFFSET: u32 = i32::MAX.cast_unsigned();
 
 /// Where the offset of `bpf_skb_load_bytes_relative` counts from: the network header, which is
 /// where a message begins. The other one, the link header (0), is not there.
-const NETWORK: u64 = 1;
+const NETWORK: u32 = 1;
 
 /// The greatest offset that `bpf_skb_load_bytes_relative` takes.
 const MAX_RELATIVE_OFFSET: u32 = 0xffff;
 
 /// The helpers that copy bytes to the stack: offset in register 2, where to in 3, how many in 4.
 /// Gives 0, or `-EFAULT` after clearing the buffer; nothing if the buffer is not in the stack.
-fn load_bytes(
-    bytes: &[u8],
-    stack: &mut [u8],
-    begin: u64,
-    regs: &Regs,
-    relative: bool,
-) -> Option<u64> {
+fn load_bytes(bytes: &[u8], stack: &mut [u8], regs: &Regs, relative: bool) -> Option<u64> {
     const EFAULT: i64 = 14;
+    let begins_here = !relative || low(regs[5]) == NETWORK;
     let at = usize::try_from(regs[3]).ok()?;
     let len = low(regs[4]) as usize;
     let buffer = stack.get_mut(at..)?.get_mut(..len)?;
@@ -555,7 +625,7 @@ fn load_bytes(
         .get(offset as usize..)
         .and_then(|tail| tail.get(..len));
     match source {
-        Some(source) if offset <= limit && u64::from(low(begin)) == NETWORK => {
+        Some(source) if offset <= limit && begins_here => {
             buffer.copy_from_slice(source);
             Some(0)
         }
@@ -566,32 +636,41 @@ fn load_bytes(
     }
 }
 
+/// How a load is described in a step: its bytes, and 16 more if the sign counts.
+fn shape(size: u8, signed: bool) -> u32 {
+    u32::from(size) + if signed { SIGNED } else { 0 }
+}
+
+const SIGNED: u32 = 16;
+
 #[inline(always)]
-fn load(memory: &[u8], address: u64, size: u8) -> Option<u64> {
+fn load(memory: &[u8], address: u64, shape: u32) -> Option<u64> {
     let memory = memory.get(usize::try_from(address).ok()?..)?;
-    Some(match size {
+    let value = match shape & (SIGNED - 1) {
         1 => (*memory.first()?).into(),
         2 => u16::from_le_bytes(*memory.first_chunk()?).into(),
         4 => u32::from_le_bytes(*memory.first_chunk()?).into(),
         _ => u64::from_le_bytes(*memory.first_chunk()?),
+    };
+    Some(if shape & SIGNED == 0 {
+        value
+    } else {
+        sign_extend(8 * (shape & (SIGNED - 1)), true, value)
     })
 }
 
 #[inline(always)]
-fn store(memory: &mut [u8], address: u64, size: u8, value: u64) -> Option<()> {
+fn store(memory: &mut [u8], address: u64, size: u32, value: u64) -> Option<()> {
     let memory = memory.get_mut(usize::try_from(address).ok()?..)?;
-    let size = usize::from(size);
+    let size = size as usize;
     memory
         .get_mut(..size)?
         .copy_from_slice(value.to_le_bytes().get(..size)?);
     Some(())
 }
 
+/// An address moved by a signed distance.
 #[inline(always)]
-fn extended(value: u64, size: u8, signed: bool) -> u64 {
-    if signed {
-        sign_extend(8 * u32::from(size), true, value)
-    } else {
-        value
-    }
+const fn moved(address: u64, by: u32) -> u64 {
+    address.wrapping_add_signed(by.cast_signed() as i64)
 }
