@@ -45,7 +45,7 @@ fn run_parse(options: &cli::ParseOptions) -> Option<u8> {
         parse::Failure::OutputClosed => return None,
         // This alone is a statement about the stream.
         parse::Failure::Framing { .. } => EXIT_FAILED,
-        parse::Failure::Usage(_) | parse::Failure::System { .. } => EXIT_USAGE,
+        parse::Failure::System { .. } => EXIT_USAGE,
     };
     eprintln!("error: {failure}");
     Some(code)

@@ -13,8 +13,6 @@ pub(crate) enum Failure {
         offset: u64,
         fault: Fault,
     },
-    /// The command line asks for something that cannot be.
-    Usage(String),
     /// A file could not be read, or the rows not be written.
     System {
         doing: Cow<'static, str>,
@@ -50,7 +48,6 @@ impl fmt::Display for Failure {
                 }
                 Ok(())
             }
-            Self::Usage(what) => write!(f, "{what} (see `kcm parse --help`)"),
             Self::System { doing, error } => write!(f, "{doing}: {error}"),
             Self::OutputClosed => f.write_str("the standard output was closed"),
         }

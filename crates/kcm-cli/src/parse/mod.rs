@@ -40,10 +40,7 @@ pub(crate) fn run(options: &ParseOptions) -> Result<(), Failure> {
     if options.list {
         return list::run(&mut rows);
     }
-    // The command line has no way past this without one; but that is for clap to say.
-    let Some(spec) = &options.framing else {
-        return Err(Failure::Usage("--framing SPEC is needed".to_owned()));
-    };
+    let spec = (options.framing.as_ref()).expect("clap demands one, unless there is --list");
     if options.verify {
         verify::run(spec, &mut rows)?;
         if options.file.is_none() {
@@ -70,7 +67,6 @@ fn parse(mut cutter: Cutter, mut input: Input, rows: &mut Rows) -> Result<(), Fa
             }
             Cut::More => {}
             Cut::Fault(fault) => {
-                bar.clear();
                 let totals = cutter.totals();
                 rows.totals(totals)?;
                 return Err(Failure::Framing {
@@ -85,7 +81,6 @@ fn parse(mut cutter: Cutter, mut input: Input, rows: &mut Rows) -> Result<(), Fa
         }
         let read = cutter.fill(|room| input.read(room))?;
         if read == 0 {
-            bar.clear();
             return rows.totals(cutter.totals());
         }
         bar.advance(read);
@@ -118,8 +113,10 @@ impl Bar {
             }
         }
     }
+}
 
-    fn clear(&self) {
+impl Drop for Bar {
+    fn drop(&mut self) {
         if let Some(progress) = &self.progress {
             progress.clear();
         }

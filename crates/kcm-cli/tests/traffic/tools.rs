@@ -22,9 +22,11 @@ const NAP: Duration = Duration::from_millis(20);
 pub(crate) fn find(program: &str, package: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Debian keeps servers where not every user looks.
-    let more = ["/usr/sbin", "/sbin", "/usr/lib/postgresql/15/bin"].map(PathBuf::from);
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let of_postgres = versions.filter_map(|version| Some(version.ok()?.path().join("bin")));
     let found = env::split_paths(&path)
-        .chain(more)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .chain(of_postgres)
         .map(|directory| directory.join(program))
         .find(|path| path.is_file());
     if found.is_none() {
