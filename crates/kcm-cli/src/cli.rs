@@ -20,7 +20,7 @@ pub(crate) enum Command {
     ///
     /// Every scenario is run by each contender in turn, round by round in rotating order. Length,
     /// number and content of every message are checked on the way.
-    Perf(PerfOptions),
+    Perf(Box<PerfOptions>),
 
     /// Show where the messages of a byte stream begin and end
     ///
