@@ -218,13 +218,16 @@ mod tests {
 
     use super::*;
 
+    /// Offset, length and first bytes of a message.
+    type Found = (u64, u64, Vec<u8>);
+
     /// Everything that is found in `stream`, of which `chunk_bytes` come at a time.
     fn all(
         framing: &Framing,
         stream: &[u8],
         buffer_bytes: usize,
         chunk_bytes: usize,
-    ) -> (Vec<(u64, u64, Vec<u8>)>, Option<Fault>, Totals) {
+    ) -> (Vec<Found>, Option<Fault>, Totals) {
         let mut cutter = Cutter::with_buffer(framing, Limits::default(), buffer_bytes);
         let mut rest = stream;
         let mut found = Vec::new();
