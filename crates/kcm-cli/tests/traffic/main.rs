@@ -246,9 +246,9 @@ fn mqtt_of_mosquitto() {
         0,
         |len| {
             let digits = match len {
-                ..0x80 => 1,
-                ..0x4000 => 2,
-                ..0x20_0000 => 3,
+                0..0x80 => 1,
+                0x80..0x4000 => 2,
+                0x4000..0x20_0000 => 3,
                 _ => 4,
             };
             1 + digits + len
