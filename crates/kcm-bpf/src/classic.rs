@@ -14,6 +14,7 @@ mod translate;
 
 use std::fmt;
 
+use crate::error::shorten;
 use crate::{Error, Insn, Result};
 
 /// Most instructions of a classic program: `BPF_MAXINSNS` of the kernel. Translated, every jump
@@ -133,15 +134,9 @@ fn parse_insn(piece: &str) -> Result<SockFilter> {
     })
 }
 
-/// An error that shows at most so much of a text that may be long.
 fn text_error(piece: &str, problem: &'static str) -> Error {
-    const SHOWN_CHARS: usize = 40;
-    let mut shown: String = piece.chars().take(SHOWN_CHARS).collect();
-    if shown.len() < piece.len() {
-        shown.push('…');
-    }
     Error::Text {
-        piece: shown,
+        piece: shorten(piece),
         problem,
     }
 }

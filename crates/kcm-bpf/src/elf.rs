@@ -24,6 +24,7 @@ use object::{
     LittleEndian, Object as _, ObjectSection, ObjectSymbol, SectionKind, SymbolIndex, SymbolKind,
 };
 
+use crate::error::shorten;
 use crate::{Error, Insn, Result};
 
 /// Longest object that is read, in bytes. Parsers take some KB, with debug information some 100.
@@ -130,14 +131,14 @@ impl<'data> Object<'data> {
             sections
                 .iter()
                 .take(MAX_LISTED)
-                .map(|(name, _)| (*name).to_owned())
+                .map(|(name, _)| shorten(name))
                 .collect()
         };
         match fitting.as_slice() {
             [(_, index)] => Ok(*index),
             [] => Err(Error::NotFound {
                 wanted: match wanted {
-                    Some(name) => format!("section {name:?} with code"),
+                    Some(name) => format!("section {:?} with code", shorten(name)),
                     None => "section with code".to_owned(),
                 },
                 sections: names(&with_code.iter().collect::<Vec<_>>()),
@@ -172,8 +173,7 @@ impl<'data> Object<'data> {
 
     fn name_of(&self, function: &Function) -> String {
         let symbol = self.file.symbol_by_index(function.symbol);
-        let name = symbol.as_ref().map_or("?", |s| s.name().unwrap_or("?"));
-        name.to_owned()
+        shorten(symbol.as_ref().map_or("?", |s| s.name().unwrap_or("?")))
     }
 }
 

@@ -166,6 +166,16 @@ impl From<Rejection> for Error {
     }
 }
 
+/// A text from outside, short enough to be shown.
+pub(crate) fn shorten(text: &str) -> String {
+    const SHOWN_CHARS: usize = 40;
+    let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

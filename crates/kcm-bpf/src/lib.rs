@@ -1,4 +1,19 @@
 //! Parser programs: BPF that says where a message ends.
+//!
+//! A program comes as classic BPF ([`classic`]), as an object that clang made ([`elf`]), or as raw
+//! instructions ([`Insn::decode_all`]). Each gives the same thing, a list of eBPF instructions, which
+//! [`disassemble`] shows:
+//!
+//! ```
+//! // DNS over TCP, in the text form of `tcpdump -ddd`: ldh [0]; add #2; ret a
+//! let classic = kcm_bpf::classic::parse_text("3,40 0 0 0,4 0 0 2,22 0 0 0")?;
+//! let program = kcm_bpf::classic::to_ebpf(&classic)?;
+//! println!("{}", kcm_bpf::disassemble(&program));
+//! # Ok::<(), kcm_bpf::Error>(())
+//! ```
+//!
+//! Parsers in C for some protocols, and the header that they need, are in this crate's directory
+//! `bpf`.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

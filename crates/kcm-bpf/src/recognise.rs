@@ -335,12 +335,15 @@ fn field(
         mask |= 1 << from;
     }
     let by = moved?;
+    let right = by.min(0).unsigned_abs();
+    // What is shifted out need not be masked.
+    mask |= (1 << right) - 1;
     Some(Field {
         endian,
         offset,
         width,
         mask,
-        right: by.min(0).unsigned_abs(),
+        right,
         left: by.max(0).unsigned_abs(),
         bias,
     })

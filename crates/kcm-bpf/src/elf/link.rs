@@ -18,6 +18,7 @@ use object::{
 };
 
 use super::{Function, Object, Place, malformed, not_an_object};
+use crate::error::shorten;
 use crate::{Error, Insn, MAX_INSNS, Result};
 
 /// Length of an instruction, as objects count.
@@ -215,11 +216,12 @@ fn code_of<'data>(
 fn relocated_target(object: &Object, insn: Insn, relocation: Relocation) -> Result<Place, String> {
     let symbol = object.file.symbol_by_index(relocation.symbol);
     let symbol = symbol.map_err(|error| format!("refers to a damaged symbol: {error}"))?;
-    let name = symbol.name().unwrap_or_default();
+    // Names are looked up for errors only, as each may be as long as the object.
+    let name = || shorten(symbol.name().unwrap_or_default());
     let Some(section_index) = symbol.section_index() else {
         return Err(format!(
-            "refers to {name:?}, which the object does not define: a parser must be complete in \
-             itself"
+            "refers to {:?}, which the object does not define: a parser must be complete in itself",
+            name()
         ));
     };
     if insn.is_local_call() && relocation.kind == R_BPF_64_32 {
@@ -227,10 +229,11 @@ fn relocated_target(object: &Object, insn: Insn, relocation: Relocation) -> Resu
     }
     let section = object.file.section_by_index(section_index);
     let section_name = section.as_ref().map_or("?", |s| s.name().unwrap_or("?"));
-    let name = if name.is_empty() || symbol.kind() == SymbolKind::Section {
-        section_name
+    let section_name = shorten(section_name);
+    let name = if symbol.kind() == SymbolKind::Section {
+        section_name.clone()
     } else {
-        name
+        name()
     };
     Err(if section_name.starts_with(".rodata") {
         format!(

@@ -49,7 +49,7 @@ pub(crate) fn explore(ops: &[Op], flow: &Flow) -> Result<Found, Rejection> {
             frame_bytes: vec![0; flow.functions.len()],
         },
         checkpoints: Vec::new(),
-        kept: vec![Vec::new(); ops.len()],
+        kept: vec![Kept::default(); ops.len()],
         kept_bytes: 0,
         compared: 0,
         pending: Vec::new(),
@@ -80,8 +80,8 @@ struct Explorer<'a> {
     flow: &'a Flow,
     notes: Notes,
     checkpoints: Vec<Checkpoint>,
-    /// The checkpoints at each instruction whose states are kept, oldest first.
-    kept: Vec<Vec<usize>>,
+    /// The checkpoints at each instruction.
+    kept: Vec<Kept>,
     kept_bytes: usize,
     compared: usize,
     pending: Vec<Path>,
@@ -98,8 +98,17 @@ struct Path {
     last: Option<usize>,
 }
 
+/// Checkpoints at one instruction, oldest first. Those that are open lie one behind the other on
+/// the way here, so they close from the end.
+#[derive(Clone, Default)]
+struct Kept {
+    open: Vec<usize>,
+    closed: Vec<usize>,
+}
+
 struct Checkpoint {
     state: State,
+    at: usize,
     before: Option<usize>,
     /// Instructions up to here.
     taken: usize,
@@ -108,6 +117,10 @@ struct Checkpoint {
     /// Most instructions from here to an end, of those paths that have ended.
     longest: usize,
 }
+
+/// How many rounds of a loop are compared with the next one. One would do for most; a loop can also
+/// go back and forth between a few states.
+const ROUNDS_LOOKED_BACK: usize = 16;
 
 impl Explorer<'_> {
     /// Follows a path to its end; what branches off it is left pending.
@@ -161,23 +174,22 @@ impl Explorer<'_> {
     /// At an instruction where paths come together: how many instructions can follow at most, if
     /// that is known; else the state is kept.
     fn look_up(&mut self, path: &mut Path) -> Result<Option<usize>, Rejection> {
-        // The newest first: paths come back first to where they went apart last.
-        for &index in self.kept[path.at].iter().rev() {
-            let old = &self.checkpoints[index];
-            let how = if old.open == 0 {
-                How::Covered
-            } else {
-                How::Same
-            };
-            let work = &mut self.compared;
-            if !compare(self.flow, path.at, &old.state, &path.state, how, work) {
-                continue;
-            }
-            if how == How::Covered {
-                return Ok(Some(old.longest));
-            }
+        let Kept { open, closed } = &self.kept[path.at];
+        let (flow, at, work) = (self.flow, path.at, &mut self.compared);
+        let mut compare_with = |index: usize, how| {
+            let old: &Checkpoint = &self.checkpoints[index];
+            compare(flow, at, &old.state, &path.state, how, work)
+        };
+        // A loop that changes nothing comes to the same state again within a few rounds.
+        let rounds = open.iter().rev().take(ROUNDS_LOOKED_BACK);
+        if rounds.copied().any(|index| compare_with(index, How::Same)) {
             let registers = path.state.to_string();
             return Err(Rejection::at(path.at, Reason::EndlessLoop).with_registers(registers));
+        }
+        // The newest first: paths come back first to where they went apart last.
+        let mut newest = closed.iter().rev().copied();
+        if let Some(index) = newest.find(|&index| compare_with(index, How::Covered)) {
+            return Ok(Some(self.checkpoints[index].longest));
         }
         if self.compared > MAX_COMPARED {
             return Err(too_complex(path.at, "comparisons of states", MAX_COMPARED));
@@ -189,10 +201,11 @@ impl Explorer<'_> {
         self.kept_bytes += bytes;
         self.figures.states += 1;
         let index = self.checkpoints.len();
-        self.kept[path.at].push(index);
+        self.kept[path.at].open.push(index);
         // The path's place at the checkpoint before goes to this one.
         self.checkpoints.push(Checkpoint {
             state: path.state.clone(),
+            at: path.at,
             before: path.last,
             taken: path.taken,
             open: 1,
@@ -213,6 +226,10 @@ impl Explorer<'_> {
             if checkpoint.open > 0 {
                 return;
             }
+            let kept = &mut self.kept[checkpoint.at];
+            let closed = kept.open.pop();
+            debug_assert_eq!(closed, Some(index), "the last one closes first");
+            kept.closed.push(index);
             total = checkpoint.taken + checkpoint.longest;
             last = checkpoint.before;
         }

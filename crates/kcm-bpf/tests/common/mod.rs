@@ -7,6 +7,8 @@
     reason = "no test needs all of it; registers are cut to 32 bits all the time"
 )]
 
+pub(crate) mod generate;
+
 use std::io::Write;
 
 use kcm_bpf::{Insn, SockFilter, op::*};
@@ -29,7 +31,7 @@ pub(crate) fn run(program: &[Insn], message: &[u8]) -> i32 {
         program,
         message,
         stack: [0; FRAME * MAX_FRAMES],
-        scratch: [0; 5],
+        scratch: [0; 20],
         steps: 0,
     }
     .call(0, [0, CONTEXT, 0, 0, 0, 0], 0) as i32
@@ -39,7 +41,7 @@ struct Machine<'a> {
     program: &'a [Insn],
     message: &'a [u8],
     stack: [u8; FRAME * MAX_FRAMES],
-    scratch: [u32; 5],
+    scratch: [u8; 20],
     steps: usize,
 }
 
@@ -104,11 +106,20 @@ impl Machine<'_> {
                     r[0] = self.call(target, r[..6].try_into().unwrap(), depth + 1);
                 }
                 (JMP, CALL) => {
-                    assert_eq!(insn.imm, 26, "unknown helper");
-                    let [_, _, offset, to, len, ..] = r;
+                    if insn.imm == 5 {
+                        r[0] = 0;
+                        continue;
+                    }
+                    assert!(matches!(insn.imm, 26 | 68), "unknown helper");
+                    let [_, _, offset, to, len, begin, ..] = r;
                     r[0] = -14i64 as u64;
-                    let (offset, len) = (offset as usize, len as usize);
-                    let end = offset + len;
+                    let (offset, len) = (offset as u32 as usize, len as usize);
+                    let relative = insn.imm == 68;
+                    let end = if relative && (offset > 0xffff || begin as u32 != 1) {
+                        usize::MAX
+                    } else {
+                        offset + len
+                    };
                     let at = (to - STACK) as usize;
                     if let Some(bytes) = self.message.get(offset..end) {
                         self.stack[at..at + len].copy_from_slice(bytes);
@@ -168,7 +179,13 @@ impl Machine<'_> {
     fn load(&self, address: u64, size: usize) -> u64 {
         match (address.wrapping_sub(CONTEXT), size) {
             (0, 4) => self.message.len() as u64,
-            (field @ 48..68, 4) => self.scratch[(field as usize - 48) / 4].into(),
+            (field @ 48..68, _) => {
+                let mut bytes = [0; 8];
+                let field = field as usize - 48;
+                bytes[..size].copy_from_slice(&self.scratch[field..field + size]);
+                u64::from_le_bytes(bytes)
+            }
+            (0..192, _) => 0,
             _ => {
                 let at = (address - STACK) as usize;
                 let mut bytes = [0; 8];
@@ -180,7 +197,10 @@ impl Machine<'_> {
 
     fn store(&mut self, address: u64, size: usize, value: u64) {
         match (address.wrapping_sub(CONTEXT), size) {
-            (field @ 48..68, 4) => self.scratch[(field as usize - 48) / 4] = value as u32,
+            (field @ 48..68, _) => {
+                let field = field as usize - 48;
+                self.scratch[field..field + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            }
             _ => {
                 let at = (address - STACK) as usize;
                 self.stack[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
@@ -194,6 +214,10 @@ fn alu32(operation: u8, a: u32, b: u32, off: i16) -> u32 {
         ADD => a.wrapping_add(b),
         SUB => a.wrapping_sub(b),
         MUL => a.wrapping_mul(b),
+        DIV | MOD if off == 1 => {
+            let wide = alu64(operation, a as i32 as u64, b as i32 as u64, 1);
+            wide as u32
+        }
         DIV => a.checked_div(b).unwrap_or(0),
         MOD => a.checked_rem(b).unwrap_or(a),
         OR => a | b,
@@ -217,6 +241,14 @@ fn alu64(operation: u8, a: u64, b: u64, off: i16) -> u64 {
         ADD => a.wrapping_add(b),
         SUB => a.wrapping_sub(b),
         MUL => a.wrapping_mul(b),
+        DIV if off == 1 => match b {
+            0 => 0,
+            _ => (a as i64).wrapping_div(b as i64) as u64,
+        },
+        MOD if off == 1 => match b {
+            0 => a,
+            _ => (a as i64).wrapping_rem(b as i64) as u64,
+        },
         DIV => a.checked_div(b).unwrap_or(0),
         MOD => a.checked_rem(b).unwrap_or(a),
         OR => a | b,

@@ -1,0 +1,280 @@
+//! Verified programs: interpreted, recognised, and in an evaluator that is as plain as can be, they
+//! give the same.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::generate::{Random, program};
+use common::{good_program, run};
+use kcm_bpf::{Insn, Program, classic, disassemble, elf, op::*};
+use kcm_frame::{Framing, Verdict};
+use proptest::prelude::*;
+
+fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
+    match framing {
+        Framing::Closure(f) => f.parse(bytes),
+        native => native.native().expect("one of the two").parse(bytes),
+    }
+}
+
+/// All ways of running a program agree on these bytes. How many more are needed may differ: a
+/// length field knows it, the kernel's 0 does not say.
+fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
+    let plain = run(program.insns(), message);
+    let outcome = program.run(message, 0);
+    let listing = || disassemble(program.insns()).to_string();
+    prop_assert_eq!(outcome.result, plain, "{:?}\n{}", message, listing());
+    let interpreted = parse(&program.interpreted(), message);
+    let framed = parse(&program.framing(), message);
+    match (interpreted, framed) {
+        (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
+        _ => prop_assert_eq!(interpreted, framed, "{:?}\n{}", message, listing()),
+    }
+    Ok(())
+}
+
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..90),
+        prop::collection::vec(0u8..4, 0..90),
+        prop::collection::vec(prop::sample::select(vec![0u8, 0x7f, 0x80, 0xff]), 0..24),
+    ]
+}
+
+/// A straight program of one or two loads, and what compilers make lengths of them with.
+fn straight() -> impl Strategy<Value = Vec<Insn>> {
+    let step = (0..12u8, any::<u8>(), any::<bool>(), any::<i32>());
+    (
+        0..20i32,
+        0..3usize,
+        prop::collection::vec(step, 0..6),
+        prop::option::of(-4..70i32),
+    )
+        .prop_map(|(offset, size, steps, bias)| {
+            let insn = |code, dst, src, off, imm| Insn {
+                code,
+                dst,
+                src,
+                off,
+                imm,
+            };
+            let mut insns = vec![
+                insn(ALU64 | MOV | X, 6, 1, 0, 0),
+                insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset),
+            ];
+            for (kind, n, wide, imm) in steps {
+                let class = if wide { ALU64 } else { ALU };
+                let shift = i32::from(n) % if wide { 40 } else { 32 } / 4 * 4;
+                insns.extend(match kind {
+                    0 => vec![insn(class | LSH, 0, 0, 0, shift)],
+                    1 | 2 => vec![insn(class | RSH, 0, 0, 0, shift)],
+                    3 => vec![insn(
+                        class | AND,
+                        0,
+                        0,
+                        0,
+                        [0xff, 0xffff, 0xff_ffff, 0x7fff_ffff, imm][usize::from(n) % 5],
+                    )],
+                    4 => vec![insn(ALU | END | X, 0, 0, 0, 16 << (n % 3))],
+                    5 => vec![insn(ALU64 | END, 0, 0, 0, 16 << (n % 3))],
+                    6 => vec![insn(class | ADD, 0, 0, 0, imm)],
+                    7 => vec![insn(class | SUB, 0, 0, 0, imm % 256)],
+                    8 => vec![insn(class | OR, 0, 0, 0, imm)],
+                    9 => vec![insn(class | MUL, 0, 0, 0, 1 << (n % 8))],
+                    10 => vec![insn(class | ARSH, 0, 0, 0, shift)],
+                    // Another part of the same field.
+                    _ => vec![
+                        insn(class | MOV | X, 7, 0, 0, 0),
+                        insn(class | LSH, 7, 0, 0, 8),
+                        insn(LD | ABS | B, 0, 0, 0, offset + [1, 2, 4][size]),
+                        insn(class | if n & 1 == 0 { OR } else { ADD } | X, 0, 7, 0, 0),
+                    ],
+                });
+            }
+            if let Some(bias) = bias {
+                insns.push(insn(ALU64 | ADD, 0, 0, 0, bias));
+            }
+            insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+            insns
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn random_programs(seed: u64, message in message()) {
+        let insns = program(&mut Random(seed));
+        if let Ok(program) = Program::verify(insns) {
+            agrees(&program, &message)?;
+        }
+    }
+
+    #[test]
+    fn classic_programs(
+        program in (0u32..4).prop_flat_map(good_program),
+        message in message(),
+    ) {
+        let insns = classic::to_ebpf(&program).expect("a good program");
+        match Program::verify(insns) {
+            Ok(program) => agrees(&program, &message)?,
+            Err(error) => prop_assert!(false, "{error}"),
+        }
+    }
+
+    #[test]
+    fn straight_programs(
+        insns in straight(),
+        messages in prop::collection::vec(message(), 8),
+    ) {
+        let program = Program::verify(insns).expect("nothing in it can go wrong");
+        for message in messages {
+            agrees(&program, &message)?;
+        }
+    }
+}
+
+/// If this fails, the property above proves little.
+#[test]
+fn straight_programs_are_often_recognised() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut fields, mut functions) = (0, 0);
+    for _ in 0..1000 {
+        let insns = straight()
+            .new_tree(&mut runner)
+            .expect("no filter")
+            .current();
+        let account = Program::verify(insns).expect("safe").account().to_string();
+        fields += u32::from(account.contains("a length field"));
+        functions += u32::from(account.contains("a field in 32 bits"));
+    }
+    assert!(fields > 50, "{fields} length fields of 1000");
+    assert!(functions > 200, "{functions} fields in 32 bits of 1000");
+}
+
+#[test]
+fn random_programs_are_mostly_accepted() {
+    let refused = (0..500)
+        .filter(|&seed| Program::verify(program(&mut Random(seed))).is_err())
+        .count();
+    assert!(refused < 50, "{refused} of 500");
+}
+
+#[test]
+fn what_clang_makes_is_accepted_and_agrees() {
+    let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
+    let mut programs = 0;
+    let mut random = Random(7);
+    for entry in fs::read_dir(objects).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let Some(Ok(insns)) = (path.extension().is_some_and(|ext| ext == "o"))
+            .then(|| elf::load(&fs::read(&path).expect("a file"), None))
+        else {
+            continue;
+        };
+        let program =
+            Program::verify(insns).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        programs += 1;
+        for _ in 0..2000 {
+            let len = random.below(40);
+            let wild = random.one_in(2);
+            let message: Vec<u8> = (0..len)
+                .map(|_| match random.next().to_le_bytes() {
+                    [byte, ..] if wild => byte,
+                    [a, b, ..] => a & b & 0x83,
+                })
+                .collect();
+            agrees(&program, &message)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+    }
+    assert!(programs >= 10, "{programs} objects");
+}
+
+fn recognised(insns: &[Insn]) -> Option<String> {
+    let program = Program::verify(insns.to_vec()).expect("safe");
+    let native = program.framing().native()?;
+    Some(format!("{native:?}"))
+}
+
+/// What the same length field in words gives.
+fn spec(text: &str) -> Option<String> {
+    let framing: Framing = text.parse().expect("a good specification");
+    Some(format!("{:?}", framing.native()?))
+}
+
+#[test]
+fn a_length_field_it_is_only_if_every_value_says_so() {
+    let insn = |code, imm| Insn {
+        code,
+        imm,
+        ..Insn::default()
+    };
+    let save = Insn {
+        code: ALU64 | MOV | X,
+        dst: 6,
+        src: 1,
+        ..Insn::default()
+    };
+    let exit = insn(JMP | EXIT, 0);
+    let (word, half) = (insn(LD | ABS | W, 0), insn(LD | ABS | H, 0));
+    let add = |n| insn(ALU64 | ADD, n);
+    assert_eq!(recognised(&[save, half, add(2), exit]), spec("u16be+2"));
+    // 0 would mean "need more", and 1 a message that ends before its own length.
+    assert_eq!(recognised(&[save, half, exit]), None);
+    assert_eq!(recognised(&[save, half, add(1), exit]), None);
+    // 2^32 - 1 and 4 more is 3 in 32 bits.
+    assert_eq!(recognised(&[save, word, add(4), exit]), None);
+    // Up to 31 bits and no more.
+    let shift = |n| insn(ALU64 | RSH, n);
+    assert_eq!(
+        recognised(&[save, word, shift(8), add(9), exit]),
+        spec("len:size=4,shift=8,bias=9")
+    );
+    assert_eq!(
+        recognised(&[save, word, shift(2), add(4), exit]),
+        spec("len:size=4,shift=2,bias=4")
+    );
+    assert_eq!(recognised(&[save, word, shift(1), add(4), exit]), None);
+    // A swap makes it little endian.
+    let swap = insn(ALU64 | END, 16);
+    assert_eq!(
+        recognised(&[save, half, swap, add(2), exit]),
+        spec("u16le+2")
+    );
+    assert_eq!(recognised(&[insn(ALU64 | MOV, 64), exit]), spec("fixed:64"));
+    assert_eq!(recognised(&[insn(ALU64 | MOV, 0), exit]), None);
+}
+
+#[test]
+fn key_and_class_are_what_the_program_leaves() {
+    let insn = |code, dst, off, imm| Insn {
+        code,
+        dst,
+        src: 0,
+        off,
+        imm,
+    };
+    let leave = |stores: &[Insn]| {
+        let mut insns = stores.to_vec();
+        insns.extend([insn(ALU64 | MOV, 0, 0, 9), insn(JMP | EXIT, 0, 0, 0)]);
+        let outcome = Program::verify(insns).expect("safe").run(b"", 0);
+        (outcome.key, outcome.class)
+    };
+    assert_eq!(leave(&[]), (None, None));
+    assert_eq!(leave(&[insn(ST | MEM | W, 1, 48, 7)]), (Some(7), None));
+    assert_eq!(leave(&[insn(ST | MEM | W, 1, 48, 0)]), (Some(0), None));
+    // Part of a word is the word; the rest of it is 0.
+    assert_eq!(leave(&[insn(ST | MEM | B, 1, 49, 1)]), (Some(256), None));
+    assert_eq!(leave(&[insn(ST | MEM | W, 1, 52, 3)]), (None, Some(3)));
+    assert_eq!(leave(&[insn(ST | MEM | W, 1, 52, 256)]), (None, Some(255)));
+    // Both at once; the upper half of -1 is the class.
+    assert_eq!(
+        leave(&[insn(ST | MEM | DW, 1, 48, -1)]),
+        (Some(u32::MAX), Some(255))
+    );
+}

@@ -1,0 +1,62 @@
+//! Any instructions, verified; what passes runs over any bytes.
+//!
+//! The verifier must say yes or no. A program that it accepts never leaves its bounds nor takes more
+//! turns than was found possible (both are debug assertions where it runs), gives the same for the
+//! same bytes, and what it was recognised as gives the same as its instructions.
+#![no_main]
+
+use kcm_bpf::{Insn, Program, op};
+use kcm_frame::{Framing, Verdict};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    // The message's length, the message, and the rest is the program.
+    let Some((&choice, rest)) = input.split_first() else {
+        return;
+    };
+    let (message, code) = rest.split_at(usize::from(choice % 64).min(rest.len()));
+    let (code, _) = code.as_chunks();
+    let mut insns: Vec<Insn> = code.iter().copied().map(Insn::decode).collect();
+    if choice < 192 {
+        // Nearer to a program: it begins as most do, ends with its exit, and has registers and jumps
+        // that there are.
+        for insn in &mut insns {
+            insn.dst %= 11;
+            if insn.code & 0x07 != op::JMP || insn.code & 0xf0 != op::CALL {
+                insn.src %= 11;
+            }
+            if matches!(insn.class(), op::JMP | op::JMP32) {
+                insn.off %= 8;
+            }
+        }
+        let [context, zero, exit] = [
+            [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
+            [0xb7, 0, 0, 0, 0, 0, 0, 0],
+            [0x95, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .map(Insn::decode);
+        insns.splice(0..0, [context, zero]);
+        insns.push(exit);
+    }
+    let Ok(program) = Program::verify(insns) else {
+        return;
+    };
+    for len in [0, 1, 2, 3, 4, 5, 8, message.len()] {
+        let bytes = &message[..len.min(message.len())];
+        let outcome = program.run(bytes, 7);
+        assert_eq!(outcome, program.run(bytes, 7));
+        let native = parse(&program.framing(), bytes);
+        match (parse(&program.interpreted(), bytes), native) {
+            (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
+            (interpreted, native) => assert_eq!(interpreted, native),
+        }
+    }
+    assert!(!program.account().to_string().is_empty());
+});
+
+fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
+    match framing {
+        Framing::Closure(f) => f.parse(bytes),
+        native => native.native().expect("one of the two").parse(bytes),
+    }
+}
