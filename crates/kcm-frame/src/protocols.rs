@@ -130,8 +130,9 @@ const TABLE: &[Protocol] = &[
     Protocol {
         name: "amqp",
         summary: "AMQP 0-9-1 and 1.0, the protocol header included",
-        note: "From a connection's beginning, either direction; which version it is follows from there.",
-        reference: "https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf",
+        note: "From a connection's beginning, either direction; which version it is follows from \
+               there. 1.0 is defined by OASIS (amqp-core-transport-v1.0).",
+        reference: "https://www.rabbitmq.com/amqp-0-9-1-protocol",
         rule: Rule::Code(amqp::framing),
     },
     Protocol {

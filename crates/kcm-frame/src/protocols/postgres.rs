@@ -95,6 +95,15 @@ mod tests {
     }
 
     #[test]
+    fn a_request_to_cancel_is_known_by_its_code() {
+        let mut client = FRESH;
+        let cancel = b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07key.";
+        assert_eq!(client.parse(cancel), Verdict::message(16));
+        client.delivered(cancel);
+        assert_eq!(client.parse(START_UP), Verdict::message(17));
+    }
+
+    #[test]
     fn an_answer_is_one_byte_and_is_told_by_it() {
         let mut server = FRESH;
         for answer in [b"N", b"N", b"S"] {

@@ -28,7 +28,7 @@ import threading
 import time
 from importlib.metadata import version
 
-from recording import Daemon, Proxy, counted_by_tshark, free_port, run, save, scratch
+from recording import HERE, Daemon, Proxy, counted_by_tshark, free_port, run, save, scratch
 
 
 def made_by(package, what):
@@ -485,73 +485,10 @@ def http2():
         save(f"http2-{side}", made_by("h2", "H2Connection; each frame as hyperframe made it"), messages)
 
 
-RPC_PROGRAM = r"""
-#include <arpa/inet.h>
-#include <rpc/rpc.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-
-enum { PROGRAM = 0x20000000 + 77, ECHO = 1, LONGEST = 1 << 20, FRAGMENT = 400 };
-
-static bool_t xdr_text(XDR *xdrs, char **text) { return xdr_string(xdrs, text, LONGEST); }
-
-static void serve(struct svc_req *request, SVCXPRT *transport)
-{
-    char *text = NULL;
-    if (request->rq_proc == NULLPROC) { svc_sendreply(transport, (xdrproc_t)xdr_void, NULL); return; }
-    if (!svc_getargs(transport, (xdrproc_t)xdr_text, (char *)&text)) { svcerr_decode(transport); return; }
-    svc_sendreply(transport, (xdrproc_t)xdr_text, (char *)&text);
-    svc_freeargs(transport, (xdrproc_t)xdr_text, (char *)&text);
-}
-
-int main(int argc, char **argv)
-{
-    if (argc == 1) {
-        struct sockaddr_in address = { .sin_family = AF_INET };
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        int listener = socket(AF_INET, SOCK_STREAM, 0);
-        socklen_t length = sizeof address;
-        bind(listener, (struct sockaddr *)&address, length);
-        listen(listener, 5);
-        getsockname(listener, (struct sockaddr *)&address, &length);
-        SVCXPRT *transport = svc_vc_create(listener, FRAGMENT, FRAGMENT);
-        svc_reg(transport, PROGRAM, 1, serve, NULL);
-        printf("%d\n", ntohs(address.sin_port));
-        fflush(stdout);
-        svc_run();
-        return 1;
-    }
-    struct sockaddr_in address = { .sin_family = AF_INET };
-    int port, calls = 0, fd = RPC_ANYSOCK;
-    sscanf(argv[1], "%d", &port);
-    address.sin_port = htons(port);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    CLIENT *client = clnttcp_create(&address, PROGRAM, 1, &fd, FRAGMENT, FRAGMENT);
-    struct timeval soon = { 10, 0 };
-    static char text[3000], *sent = text, *back;
-    for (int length = 0; client && length < 3000; length = 2 * length + 100) {
-        memset(text, 'x', length);
-        text[length] = 0;
-        back = NULL;
-        enum clnt_stat stat = length == 0
-            ? clnt_call(client, NULLPROC, (xdrproc_t)xdr_void, NULL, (xdrproc_t)xdr_void, NULL, soon)
-            : clnt_call(client, ECHO, (xdrproc_t)xdr_text, (char *)&sent, (xdrproc_t)xdr_text,
-                        (char *)&back, soon);
-        if (stat != RPC_SUCCESS || (back && strcmp(back, text))) { clnt_perror(client, "call"); return 1; }
-        calls++;
-    }
-    printf("%d\n", calls);
-    return 0;
-}
-"""
-
-
 def rpc():
     directory = scratch()
-    source, program = directory / "echo.c", directory / "echo"
-    source.write_text(RPC_PROGRAM)
-    run("gcc", "-I/usr/include/tirpc", source, "-o", program, "-ltirpc")
+    program = directory / "echo"
+    run("gcc", "-I/usr/include/tirpc", HERE / "rpc_echo.c", "-o", program, "-ltirpc")
     with Daemon(program) as server:
         time.sleep(0.5)
         proxy = Proxy(int(server.text()))
@@ -642,10 +579,10 @@ def amqp():
     save("amqp-091-server", made_by("pamqp", "frame.marshal"), server)
 
     port = free_port()
-    server = Daemon(sys.executable, "-c", PROTON_SERVER, str(port), port=port)
+    server = Daemon(sys.executable, HERE / "proton_server.py", str(port), port=port)
     with server:
         proxy = Proxy(port)
-        traced = Daemon(sys.executable, "-c", PROTON_CLIENT, str(proxy.port),
+        traced = Daemon(sys.executable, HERE / "proton_client.py", str(proxy.port),
                         env=os.environ | {"PN_TRACE_FRM": "1"})
         assert traced.process.wait(30) == 0, traced.text()
     # (The end of the stream is in the trace too, and is no frame.)
@@ -653,44 +590,6 @@ def amqp():
     how = made_by("python-qpid-proton", "both ends, with SASL; counted in the client's trace")
     save("amqp-10-client", how, raw=proxy.to_server, count=names.count("->"))
     save("amqp-10-server", how, raw=proxy.to_client, count=names.count("<-"))
-
-
-PROTON_SERVER = """
-import sys
-from proton.handlers import MessagingHandler
-from proton.reactor import Container
-
-class Server(MessagingHandler):
-    def on_start(self, event):
-        event.container.listen(f"127.0.0.1:{sys.argv[1]}")
-
-Container(Server()).run()
-"""
-
-PROTON_CLIENT = """
-import sys
-from proton import Message
-from proton.handlers import MessagingHandler
-from proton.reactor import Container
-
-class Client(MessagingHandler):
-    def on_start(self, event):
-        connection = event.container.connect(f"127.0.0.1:{sys.argv[1]}", sasl_enabled=True,
-                                             allowed_mechs="ANONYMOUS", reconnect=False)
-        event.container.create_sender(connection, "somewhere")
-    sent = 0
-    def on_sendable(self, event):
-        while self.sent < 3:
-            event.sender.send(Message(body="text" * 100 * self.sent))
-            self.sent += 1
-    settled = 0
-    def on_accepted(self, event):
-        self.settled += 1
-        if self.settled == 3:
-            event.connection.close()
-
-Container(Client()).run()
-"""
 
 
 def websocket():
@@ -737,7 +636,7 @@ def ldap():
         return sent[-1]
 
     strategy.encode = listen_in
-    server = Daemon(sys.executable, "-c", LDAP_SERVER, str(port), port=port)
+    server = Daemon(sys.executable, HERE / "ldap_server.py", str(port), port=port)
     with server:
         proxy = Proxy(port)
         connection = ldap3.Connection(ldap3.Server("127.0.0.1", port=proxy.port, get_info=None))
@@ -754,52 +653,6 @@ def ldap():
         at += length
     assert at == len(proxy.to_client), (at, len(proxy.to_client), server.text())
     save("ldap-server", made_by("ldaptor", "an LDAPServer in memory"), messages)
-
-
-LDAP_SERVER = """
-import sys
-from ldaptor.inmemory import fromLDIFFile
-from ldaptor.interfaces import IConnectedLDAPEntry
-from ldaptor.protocols.ldap.ldapserver import LDAPServer
-from ldaptor.protocols import pureldap
-from twisted.internet import reactor
-from twisted.internet.protocol import ServerFactory
-from twisted.python.components import registerAdapter
-import io
-
-LDIF = b'''dn: dc=example,dc=org
-objectClass: dcObject
-dc: example
-description: ''' + b"d" * 300 + b'''
-
-dn: cn=somebody,dc=example,dc=org
-objectClass: person
-cn: somebody
-sn: body
-
-'''
-
-class Factory(ServerFactory):
-    protocol = LDAPServer
-    root = None
-
-registerAdapter(lambda factory: factory.root, Factory, IConnectedLDAPEntry)
-factory = Factory()
-
-to_wire = pureldap.LDAPMessage.toWire
-def listen_in(self):
-    wire = to_wire(self)
-    print("wrote", len(wire), flush=True)
-    return wire
-pureldap.LDAPMessage.toWire = listen_in
-
-def start(root):
-    factory.root = root
-    reactor.listenTCP(int(sys.argv[1]), factory, interface="127.0.0.1")
-
-fromLDIFFile(io.BytesIO(LDIF)).addCallback(start)
-reactor.run()
-"""
 
 
 def iscsi():
