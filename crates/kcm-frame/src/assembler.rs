@@ -138,6 +138,14 @@ impl Assembler {
         }
     }
 
+    /// The message at the front, once a step has said its length and that not all
+    /// of it is there. Who only counts messages can let it pass by, instead of
+    /// holding it, if the framing has no state.
+    #[must_use]
+    pub fn pending(&self) -> Option<Frame> {
+        self.known.filter(|_| self.fault.is_none())
+    }
+
     /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
