@@ -96,9 +96,8 @@ impl Program {
     /// [`framing_with_clock`](Self::framing_with_clock) for programs that ask for it.
     ///
     /// A program that is a length field in other words, for all bytes there can be, becomes that
-    /// length field. One that calculates from one field, but differs from a length field for some
-    /// of its values (a sum that overflows 32 bits, a length below the header's), becomes a function
-    /// without the interpreter. All others are interpreted.
+    /// length field; in 32 bits, if some value of the field makes a difference (a sum that overflows,
+    /// a length below the header's). All others are interpreted.
     #[must_use]
     pub fn framing(&self) -> Framing {
         self.framing_with_clock(|| 0)
@@ -114,12 +113,9 @@ impl Program {
                 }
             }
             Some(Meaning::Field(field)) => {
-                return match field.as_length_field() {
-                    Some(native) => native.into(),
-                    None => Framing::closure(move |bytes| {
-                        Verdict::from_kernel(field.value(bytes), bytes.len())
-                    }),
-                };
+                if let Some(native) = field.as_length_field() {
+                    return native.into();
+                }
             }
             None => {}
         }

@@ -9,9 +9,9 @@
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
 //!
-//! A field is evaluated as the kernel would, in 32 bits with overflow. That is a [`LengthField`]
-//! only if no value of the field gives a length that is below the field's end or not a positive
-//! 32-bit number: for these the two disagree.
+//! The kernel evaluates it in 32 bits, with overflow. Where some value of the field makes a difference
+//! (a sum that overflows, a length below the field's end), it is a [`LengthField`] that does so too
+//! ([`LengthField::in_32_bits`]); where none does, a plain one.
 
 use std::fmt;
 
@@ -350,86 +350,36 @@ fn field(
 }
 
 impl Field {
-    /// What the program gives for these bytes.
-    #[inline(always)]
-    pub(crate) fn value(&self, bytes: &[u8]) -> i32 {
-        let Some(tail) = bytes.get(self.offset..) else {
-            return 0;
-        };
-        let unused_bits = 64 - 8 * self.width;
-        let word = match tail.first_chunk() {
-            Some(&word) => match self.endian {
-                Endian::Big => u64::from_be_bytes(word) >> unused_bits,
-                Endian::Little => u64::from_le_bytes(word),
-            },
-            None => match self.near_the_end(tail) {
-                Some(word) => word,
-                None => return 0,
-            },
-        };
-        let value = (word & self.mask) >> self.right << self.left;
-        low(value).cast_signed().wrapping_add(self.bias)
-    }
-
-    /// Fewer than eight bytes are left.
-    fn near_the_end(&self, tail: &[u8]) -> Option<u64> {
-        let field = tail.get(..self.width)?;
-        let push = |value: u64, &byte: &u8| value << 8 | u64::from(byte);
-        Some(match self.endian {
-            Endian::Big => field.iter().fold(0, push),
-            Endian::Little => field.iter().rev().fold(0, push),
-        })
-    }
-
-    /// The length field that says the same of all bytes, if there is one.
+    /// The length field that says the same of all bytes: in 32 bits, unless no value of the field
+    /// makes a difference.
     pub(crate) fn as_length_field(&self) -> Option<LengthField> {
         let end = i64::try_from(self.offset + self.width).ok()?;
-        let most = i64::try_from(self.mask >> self.right << self.left).ok()?;
+        let most = (self.mask >> self.right) << self.left;
         let bias = i64::from(self.bias);
+        let field = LengthField::new(self.offset, self.width, self.endian)
+            .ok()?
+            .mask(self.mask)
+            .shift(self.right)
+            .scale(1 << self.left)
+            .bias(bias);
         // The least value of the field is 0.
-        if bias < end || most + bias > i32::MAX.into() {
-            return None;
-        }
-        let field = LengthField::new(self.offset, self.width, self.endian).ok()?;
-        Some(
-            field
-                .mask(self.mask)
-                .shift(self.right)
-                .scale(1 << self.left)
-                .bias(bias),
-        )
+        let same =
+            bias >= end && i64::try_from(most).is_ok_and(|most| most <= i64::from(i32::MAX) - bias);
+        Some(if same { field } else { field.in_32_bits() })
     }
 }
 
 impl fmt::Display for Field {
+    /// As a framing's text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            offset,
-            width,
-            mask,
-            right,
-            left,
-            bias,
-            ..
-        } = self;
-        let kind = match self.as_length_field() {
-            Some(_) => "a length field",
-            None => "a field in 32 bits",
+        let Some(field) = self.as_length_field() else {
+            return f.write_str("a length field");
         };
-        let order = match self.endian {
-            Endian::Big => "big",
-            Endian::Little => "little",
+        let exact = if field == field.in_32_bits() {
+            " in 32 bits"
+        } else {
+            ""
         };
-        write!(f, "{kind}: {width} bytes at {offset}, {order} endian")?;
-        if *mask != u64::MAX >> (64 - 8 * width) {
-            write!(f, ", mask {mask:#x}")?;
-        }
-        if *right > 0 {
-            write!(f, ", shifted right by {right}")?;
-        }
-        if *left > 0 {
-            write!(f, ", times {}", 1u64 << left)?;
-        }
-        write!(f, ", plus {bias}")
+        write!(f, "a length field{exact}: {field}")
     }
 }

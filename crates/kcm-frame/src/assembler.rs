@@ -201,6 +201,10 @@ impl Assembler {
     #[inline]
     fn whole(&mut self, frame: Frame) -> Step {
         if self.need != 1 {
+            // (A length field in 32 bits may say less than it was asked at.)
+            if let Some(fault) = self.too_short(frame.len) {
+                return fault;
+            }
             self.forget();
         }
         Step::Message(frame)

@@ -123,8 +123,9 @@ pub enum Native {
 
 impl Native {
     /// Reads the length of the message that begins at `bytes`. A length that it
-    /// gives is above zero, not below the end of what was read for it, and the
-    /// same for all longer slices that begin with these bytes.
+    /// gives is above zero, the same for all longer slices that begin with these
+    /// bytes, and (but for a [`LengthField::in_32_bits`]) not below the end of what
+    /// was read for it.
     #[inline(always)]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {

@@ -27,7 +27,8 @@ pub enum Endian {
 /// length = ((field & mask) >> shift) * scale + bias
 ///
 /// in bytes, header included. A length below the end of the field itself, or
-/// outside of 64 bits, is an `EPROTO`.
+/// outside of 64 bits, is an `EPROTO`. (A kernel's parser program calculates otherwise:
+/// [`in_32_bits`](LengthField::in_32_bits).)
 ///
 /// ```
 /// use kcm_frame::{Endian, LengthField, Verdict};
@@ -62,6 +63,8 @@ pub struct LengthField {
     pub(crate) mask: u64,
     pub(crate) shift: u32,
     pub(crate) scale: u64,
+    /// Calculated as a kernel's program would.
+    pub(crate) in_32_bits: bool,
 }
 
 impl LengthField {
@@ -94,6 +97,7 @@ impl LengthField {
             mask: full_mask(width),
             shift: 0,
             scale: 1,
+            in_32_bits: false,
         };
         Ok(field.reshaped())
     }
@@ -129,6 +133,24 @@ impl LengthField {
         self.reshaped()
     }
 
+    /// The length is what a parser program of the kernel's KCM calculates, which has 32 bits with a
+    /// sign and takes what overflows as it comes: the sum's low half, of which above zero means a
+    /// length (also one below the end of the field), zero "show me more", and below zero an errno.
+    ///
+    /// ```
+    /// use kcm_frame::{Endian, LengthField, Verdict};
+    /// let field = LengthField::new(0, 4, Endian::Big)?.bias(4).in_32_bits();
+    /// assert_eq!(field.parse(&[0, 0, 0, 9]), Verdict::message(13));
+    /// assert_eq!(field.parse(&[0xff, 0xff, 0xff, 0xff]), Verdict::message(3));
+    /// assert_eq!(field.parse(&[0xff, 0xff, 0xff, 0xfb]), Verdict::Error(1));
+    /// # Ok::<(), kcm_frame::FrameError>(())
+    /// ```
+    #[must_use]
+    pub const fn in_32_bits(mut self) -> Self {
+        self.in_32_bits = true;
+        self.reshaped()
+    }
+
     /// Reads the length of the message that begins at `bytes`.
     ///
     /// Gives `NeedMore(offset + width)` if the field is not there as a whole,
@@ -144,7 +166,7 @@ impl LengthField {
                 Endian::Big => u64::from_be_bytes(*word) >> self.spare_bits,
                 Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.spare_bits,
             };
-            return self.conclude(value);
+            return self.conclude(value, bytes.len());
         }
         self.parse_general(bytes)
     }
@@ -177,6 +199,9 @@ impl LengthField {
     /// What is wrong with bytes that `parse` has called an error.
     #[cold]
     pub(crate) fn fault_in(&self, bytes: &[u8]) -> Fault {
+        if let (true, Verdict::Error(errno)) = (self.in_32_bits, self.parse(bytes)) {
+            return Fault::Parser { errno };
+        }
         let value = bytes
             .get(self.offset..)
             .and_then(|tail| self.load(tail))
@@ -201,19 +226,37 @@ impl LengthField {
             return Verdict::NeedMore(self.end);
         };
         match self.extract(value).checked_mul(self.scale) {
-            Some(unbiased) => self.conclude(unbiased),
+            Some(unbiased) => self.conclude(unbiased, bytes.len()),
+            None if self.in_32_bits => {
+                let unbiased = self.extract(value).wrapping_mul(self.scale);
+                self.out_of_range(unbiased, bytes.len())
+            }
             None => Verdict::Error(EPROTO),
         }
     }
 
-    /// The verdict for a number of bytes to which the bias is still to be added.
+    /// The verdict for a number of bytes to which the bias is still to be added; `have` are there.
     #[inline(always)]
-    fn conclude(&self, unbiased: u64) -> Verdict {
+    fn conclude(&self, unbiased: u64, have: usize) -> Verdict {
         if unbiased.wrapping_sub(self.least) > self.span {
-            return Verdict::Error(EPROTO);
+            return self.out_of_range(unbiased, have);
         }
         // Does not wrap: that is what the comparison was about.
         Verdict::message(unbiased.wrapping_add_signed(self.bias))
+    }
+
+    /// The same for a number that gives no length, or none that a native framing gives at once.
+    #[cold]
+    fn out_of_range(&self, unbiased: u64, have: usize) -> Verdict {
+        if !self.in_32_bits {
+            return Verdict::Error(EPROTO);
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the low half is what counts"
+        )]
+        let sum = unbiased.wrapping_add_signed(self.bias) as u32;
+        Verdict::from_kernel(sum.cast_signed(), have)
     }
 
     /// The field as it stands at the front of `tail`.
@@ -255,6 +298,9 @@ impl LengthField {
         };
         let not_representable = FrameError::NotRepresentable { body_len };
         let total = header_len.checked_add(body_len).ok_or_else(too_long)?;
+        if self.in_32_bits && total > LONGEST_IN_32_BITS {
+            return Err(too_long());
+        }
         // 128 bits hold this difference whatever the bias is.
         let scaled = i128::from(total) - i128::from(self.bias);
         let Ok(scaled) = u128::try_from(scaled) else {
@@ -282,20 +328,39 @@ impl LengthField {
 
     /// The longest body that the field can speak of, for a message to the user.
     fn longest_body(&self, header_len: u64) -> u64 {
-        self.extract(u64::MAX)
+        let longest = self
+            .extract(u64::MAX)
             .saturating_mul(self.scale)
-            .saturating_add_signed(self.bias)
-            .saturating_sub(header_len)
+            .saturating_add_signed(self.bias);
+        let longest = if self.in_32_bits {
+            longest.min(LONGEST_IN_32_BITS)
+        } else {
+            longest
+        };
+        longest.saturating_sub(header_len)
     }
 
     /// Finds the shape and the range again after a change.
     const fn reshaped(mut self) -> Self {
+        if self.in_32_bits {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the low half is what counts"
+            )]
+            let bias = self.bias as i32;
+            self.bias = bias as i64;
+        }
         let (end, bias) = (self.end as u64, self.bias.unsigned_abs());
+        let longest = if self.in_32_bits {
+            LONGEST_IN_32_BITS
+        } else {
+            u64::MAX
+        };
         // Neither sum overflows: `end` is small, and the bias has 63 bits.
         let (least, most) = if self.bias < 0 {
-            (end + bias, u64::MAX)
+            (end + bias, longest.saturating_add(bias))
         } else {
-            (end.saturating_sub(bias), u64::MAX - bias)
+            (end.saturating_sub(bias), longest - bias)
         };
         self.least = least;
         self.span = most - least;
@@ -311,6 +376,9 @@ impl LengthField {
         self
     }
 }
+
+/// What a positive number of 32 bits with a sign can be.
+const LONGEST_IN_32_BITS: u64 = i32::MAX as u64;
 
 /// All bits of a field of 1 to 8 bytes.
 pub(crate) const fn full_mask(width: usize) -> u64 {

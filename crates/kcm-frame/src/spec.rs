@@ -19,9 +19,9 @@ use crate::{Endian, Fixed, FrameError, Framing, LengthField, Native, Varint};
 const FORMS: &str = "one of u8, u16be, u16le, u24be, u24le, u32be, u32le, u40be, u40le, u48be, \
                      u48le, u56be, u56le, u64be, u64le (each with +N or -N), \
                      len:size=N[,offset=N][,endian=big|little][,mask=N][,shift=N][,scale=N]\
-                     [,bias=N], varint[:offset=N,max=N], fixed:N";
+                     [,bias=N][,bits=32], varint[:offset=N,max=N], fixed:N";
 
-const LEN_KEYS: &str = "one of offset, size, endian, mask, shift, scale, bias, each once";
+const LEN_KEYS: &str = "one of offset, size, endian, mask, shift, scale, bias, bits, each once";
 const VARINT_KEYS: &str = "one of offset, max, each once";
 const OFFSETS: &str = "0 to 65535";
 const WIDTHS: &str = "1 to 8";
@@ -54,7 +54,8 @@ impl FromStr for Native {
     ///   message's first byte, in steps of 8 bits; `+N` or `-N` after it is the
     ///   bias.
     /// * `len:size=4,offset=1,endian=big,mask=0xffff,shift=4,scale=8,bias=1`: a
-    ///   [`LengthField`] with all there is. Only the size has to be given.
+    ///   [`LengthField`] with all there is. Only the size has to be given. With
+    ///   `bits=32` it calculates as a kernel's parser program does.
     /// * `varint:offset=1,max=4`: a [`Varint`]; without more, `varint` means
     ///   offset 0 and up to 10 bytes.
     /// * `fixed:N`: a [`Fixed`] length of N bytes.
@@ -100,7 +101,12 @@ impl fmt::Display for Native {
 impl fmt::Display for LengthField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let full = full_mask(self.width);
-        if self.offset == 0 && self.mask == full && self.shift == 0 && self.scale == 1 {
+        if self.offset == 0
+            && self.mask == full
+            && self.shift == 0
+            && self.scale == 1
+            && !self.in_32_bits
+        {
             let endian = match self.endian {
                 _ if self.width == 1 => "",
                 Endian::Big => "be",
@@ -130,6 +136,9 @@ impl fmt::Display for LengthField {
         }
         if self.bias != 0 {
             write!(f, ",bias={}", self.bias)?;
+        }
+        if self.in_32_bits {
+            f.write_str(",bits=32")?;
         }
         Ok(())
     }
@@ -210,6 +219,7 @@ impl<'a> Reader<'a> {
         let mut keys = Keys::new(self, text, LEN_KEYS);
         let (mut offset, mut size, mut endian) = ((0, ""), None, Endian::Big);
         let (mut mask, mut shift, mut scale, mut bias) = (u64::MAX, 0, 1, 0);
+        let mut in_32_bits = false;
         while let Some((pair, key, value)) = keys.next()? {
             match key {
                 "offset" => offset = (self.narrow(pair, value, OFFSETS)?, pair),
@@ -230,6 +240,13 @@ impl<'a> Reader<'a> {
                 }
                 "scale" => scale = self.unsigned(value)?,
                 "bias" => bias = self.signed(value)?,
+                "bits" => {
+                    in_32_bits = match value {
+                        "32" => true,
+                        "64" => false,
+                        _ => return Err(self.out_of_range(pair, "32 or 64")),
+                    }
+                }
                 _ => return Err(keys.unknown(pair)),
             }
         }
@@ -240,7 +257,12 @@ impl<'a> Reader<'a> {
             FrameError::FieldWidth { .. } => self.out_of_range(size, WIDTHS),
             _ => self.out_of_range(offset.1, OFFSETS),
         })?;
-        Ok(field.mask(mask).shift(shift).scale(scale).bias(bias))
+        let field = field.mask(mask).shift(shift).scale(scale).bias(bias);
+        Ok(if in_32_bits {
+            field.in_32_bits()
+        } else {
+            field
+        })
     }
 
     /// `offset=1,max=4`

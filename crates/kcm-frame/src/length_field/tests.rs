@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn field(offset: usize, width: usize, endian: Endian) -> LengthField {
@@ -246,4 +248,63 @@ fn headers_have_a_greatest_length() {
     let max = u64::MAX - 8;
     let refused = header(field(0, 8, Endian::Big), body_len);
     assert_eq!(refused, Err(FrameError::BodyTooLong { body_len, max }));
+}
+
+#[test]
+fn in_32_bits_as_a_kernel_program_calculates() {
+    let field = |bias| LengthField::new(0, 4, Endian::Big).map(|f| f.bias(bias).in_32_bits());
+    let say = |bias, value: u32| {
+        field(bias)
+            .expect("a good field")
+            .parse(&value.to_be_bytes())
+    };
+    assert_eq!(say(4, 0), Verdict::message(4));
+    assert_eq!(say(4, 0x7fff_fffb), Verdict::message(0x7fff_ffff));
+    // One more, and it is below zero.
+    assert_eq!(say(4, 0x7fff_fffc), Verdict::Error(i32::MAX));
+    assert_eq!(say(4, 0xffff_fffb), Verdict::Error(1));
+    assert_eq!(say(4, 0xffff_fffc), Verdict::NeedMore(5));
+    // Below the field's own end, which a native length never is.
+    assert_eq!(say(4, 0xffff_fffd), Verdict::message(1));
+    assert_eq!(say(-5, 6), Verdict::message(1));
+    assert_eq!(say(-5, 5), Verdict::NeedMore(5));
+    assert_eq!(say(-5, 4), Verdict::Error(1));
+    let fault = field(4)
+        .expect("a good field")
+        .fault_in(&[0xff, 0xff, 0xff, 0xfb]);
+    assert_eq!(fault, Fault::Parser { errno: 1 });
+    let longest = field(4).expect("a good field").header_for(0x7fff_fffc);
+    assert!(matches!(
+        longest,
+        Err(FrameError::BodyTooLong {
+            max: 0x7fff_fffb,
+            ..
+        })
+    ));
+}
+
+proptest! {
+    /// Whatever the numbers, against the formula in one line.
+    #[test]
+    fn in_32_bits_is_the_low_half(
+        (offset, width, big) in (0usize..6, 1usize..=8, any::<bool>()),
+        (mask, shift, left, bias) in (any::<u64>(), 0u32..64, 0u32..32, any::<i32>()),
+        bytes in prop::collection::vec(any::<u8>(), 0..24),
+    ) {
+        let endian = if big { Endian::Big } else { Endian::Little };
+        let field = LengthField::new(offset, width, endian).expect("a good field");
+        let field = field.mask(mask).shift(shift).scale(1 << left).bias(bias.into()).in_32_bits();
+        let verdict = field.parse(&bytes);
+        let Some(place) = bytes.get(offset..offset + width) else {
+            prop_assert_eq!(verdict, Verdict::NeedMore(offset + width));
+            return Ok(());
+        };
+        let fold = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+        let value = if big { place.iter().fold(0, fold) } else { place.iter().rev().fold(0, fold) };
+        let low = (((value & mask) >> shift << left) & 0xffff_ffff) as u32;
+        let result = low.cast_signed().wrapping_add(bias);
+        prop_assert_eq!(verdict, Verdict::from_kernel(result, bytes.len()));
+        let text: crate::Native = field.to_string().parse().expect("its own text");
+        prop_assert_eq!(text, crate::Native::Length(field));
+    }
 }
