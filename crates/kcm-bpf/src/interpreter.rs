@@ -26,6 +26,9 @@ use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
 #[derive(Debug)]
 pub(crate) struct Code {
     steps: Vec<Step>,
+    /// Where a run begins: behind moves that change nothing, for all registers but the frame pointer
+    /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads.)
+    start: usize,
     /// Neither stack nor calls.
     is_plain: bool,
     /// Jumps back and calls that a run may take.
@@ -220,8 +223,13 @@ impl Code {
             let frame_bytes = verified.frame_bytes[function];
             prepare(op, at, verified.contexts[at], frame_bytes)
         });
+        let steps: Vec<Step> = steps.collect();
+        let is_idle = |step: &&Step| {
+            step.kind == Kind::Mov64 && step.imm == 0 && step.src != op::FP && step.dst != op::FP
+        };
         Self {
-            steps: steps.collect(),
+            start: steps.iter().take_while(is_idle).count(),
+            steps,
             is_plain: verified.figures.stack_bytes == 0 && functions.len() == 1,
             turns: verified.figures.longest as u64,
         }
@@ -256,7 +264,7 @@ impl Code {
         };
         let mut turns = self.turns;
         let steps = &self.steps[..];
-        let mut at = 0;
+        let mut at = self.start;
         /// Ends the function with a result.
         macro_rules! leave {
             ($result:expr) => {{
