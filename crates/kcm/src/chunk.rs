@@ -14,13 +14,13 @@
 //!
 //! There is one [`Buffer`] for a block: the right to append. Bytes below `filled` never change
 //! while anybody else holds the block; bytes above it are seen by the `Buffer` alone. A [`Slice`]
-//! is a view of filled bytes. A [`Credit`] is a stock of references bought in one atomic operation:
-//! a thread that walks through a burst pays for all of its messages at once.
+//! is a view of filled bytes. A [`Credit`] is a stock of references bought in one atomic operation
+//! (`chunk/credit.rs`).
 //!
 //! # Contract of the unsafe code
 //!
 //! - `Block::refs` counts one for the `Buffer`, one for each `Slice`, and what is left in each
-//!   `Credit`. Whoever takes it to 0 frees the block, and nobody touches the block after giving up
+//!   `Credit` and each `Row`. Whoever takes it to 0 frees the block, and nobody touches the block after giving up
 //!   a reference.
 //! - Bytes below `Buffer::initialised` are initialised, which is not below `filled`; those above may
 //!   not be.
@@ -29,19 +29,20 @@
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
-    cell::{Cell, RefCell, UnsafeCell},
+    cell::UnsafeCell,
     io,
     mem::{ManuallyDrop, MaybeUninit},
     ops::{Deref, Range},
-    ptr::{self, NonNull},
+    ptr::NonNull,
     slice,
-    sync::atomic::compiler_fence,
 };
 
-use crate::{
-    sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock},
-    sys,
-};
+mod credit;
+
+pub(crate) use credit::{Credit, Row};
+
+use crate::sync::{AtomicUsize, Ordering, fence};
+use credit::WALKED;
 
 /// Head of a block; the bytes follow it.
 #[repr(C)]
@@ -302,309 +303,12 @@ impl<T> Buffer<T> {
             len: whole.filled - start,
         }
     }
-
-    /// References for all views that can be made of a part of the filled bytes: one for each byte.
-    pub(crate) fn credit(&self, range: Range<usize>) -> Credit<T> {
-        assert!(range.start <= range.end && range.end <= self.filled);
-        let left = range.end - range.start;
-        // Relaxed: made from a reference that exists.
-        self.head().refs.fetch_add(left, Ordering::Relaxed);
-        Credit {
-            block: self.block,
-            left,
-            position: range.start,
-            end: range.end,
-            walk: None,
-        }
-    }
 }
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         // SAFETY: this Buffer's own reference.
         unsafe { Block::release(self.block, 1) };
-    }
-}
-
-/// Views of a block that one thread has dropped while it walks through the burst in it. They are
-/// given back together: an atomic operation for each would keep the processor from working ahead
-/// on the next message, and costs as much as all the rest.
-///
-/// The count is the thread's own. Should the walk end on another thread (the socket was moved), that
-/// one closes the count; the same two sides as in `lease.rs`, settled in the same way.
-struct Dropped {
-    /// The block that is walked, as an address; 0 without one. Changed under `collected`.
-    block: AtomicUsize,
-    count: AtomicUsize,
-    closed: AtomicBool,
-    /// Up to which count another thread has collected.
-    collected: Mutex<usize>,
-}
-
-/// A thread's walk; ends with the thread at the latest.
-struct Walk {
-    dropped: Arc<Dropped>,
-    release: unsafe fn(usize, usize),
-}
-
-thread_local! {
-    /// The block that this thread walks through, and where it counts.
-    static WALKED: Cell<(usize, *const Dropped)> = const { Cell::new((0, ptr::null())) };
-    static WALK: RefCell<Option<Walk>> = const { RefCell::new(None) };
-}
-
-impl Dropped {
-    /// One more; false when the count is closed.
-    #[inline(always)]
-    fn add(&self) -> bool {
-        let count = self.count.load(Ordering::Relaxed) + 1;
-        // SYNC: this store and the load below stand in this order for a thread that has passed
-        // the `membarrier` in `collect`.
-        self.count.store(count, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
-        !self.closed.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last one that was added is in what was collected when the count was closed.
-    #[cold]
-    fn last_was_collected(&self) -> bool {
-        self.count.load(Ordering::Relaxed) <= *lock(&self.collected)
-    }
-
-    /// Another thread takes what was counted of this block, and closes the count.
-    fn collect(&self, block: usize) -> usize {
-        let mut collected = lock(&self.collected);
-        if self.block.load(Ordering::Relaxed) != block || self.closed.load(Ordering::Relaxed) {
-            return 0;
-        }
-        self.closed.store(true, Ordering::Relaxed);
-        // SYNC: with `add`.
-        sys::membarrier();
-        *collected = self.count.load(Ordering::Relaxed);
-        *collected
-    }
-
-    /// The thread itself takes what it counted and nobody collected, and walks another block.
-    fn restart(&self, block: usize) -> usize {
-        let mut collected = lock(&self.collected);
-        let closed = self.closed.swap(false, Ordering::Relaxed);
-        self.block.store(block, Ordering::Relaxed);
-        *collected = 0;
-        let count = self.count.swap(0, Ordering::Relaxed);
-        // What was dropped after closing was given back at once.
-        if closed { 0 } else { count }
-    }
-}
-
-impl Drop for Walk {
-    fn drop(&mut self) {
-        let (block, _) = WALKED.replace((0, ptr::null()));
-        let count = self.dropped.restart(0);
-        // SAFETY: these references were given up by their views on this thread and kept for it;
-        // `release` is that of the block's own type.
-        unsafe { (self.release)(block, count) };
-    }
-}
-
-/// A stock of references to a block.
-pub(crate) struct Credit<T> {
-    block: NonNull<Block<T>>,
-    /// Not below the number of bytes that are left.
-    left: usize,
-    position: usize,
-    end: usize,
-    walk: Option<Arc<Dropped>>,
-}
-
-// SAFETY: as for `Buffer`, without the writing.
-unsafe impl<T: Send + Sync> Send for Credit<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send + Sync> Sync for Credit<T> {}
-
-impl<T> Credit<T> {
-    /// This thread begins to walk through the block: what it drops of it counts as left in stock,
-    /// until [`Credit::end_walk`].
-    pub(crate) fn begin_walk(&mut self) {
-        /// # Safety
-        ///
-        /// As [`Block::release`], of a block of this type, if `n` is not 0.
-        unsafe fn release<T>(block: usize, n: usize) {
-            let block = ptr::with_exposed_provenance_mut::<Block<T>>(block);
-            if let (Some(block), true) = (NonNull::new(block), n > 0) {
-                // SAFETY: the caller's contract.
-                unsafe { Block::release(block, n) };
-            }
-        }
-        if !sys::membarrier_ready() {
-            return;
-        }
-        let block = self.block.as_ptr().expose_provenance();
-        // A thread that is ending counts nothing any more.
-        let _ = WALK.try_with(|walk| {
-            let mut walk = walk.borrow_mut();
-            let walk = walk.get_or_insert_with(|| Walk {
-                dropped: Arc::new(Dropped {
-                    block: AtomicUsize::new(0),
-                    count: AtomicUsize::new(0),
-                    closed: AtomicBool::new(false),
-                    collected: Mutex::new(0),
-                }),
-                release: release::<T>,
-            });
-            let (before, _) = WALKED.replace((block, Arc::as_ptr(&walk.dropped)));
-            let count = walk.dropped.restart(block);
-            // SAFETY: as in `Walk::drop`.
-            unsafe { (walk.release)(before, count) };
-            walk.release = release::<T>;
-            self.walk = Some(walk.dropped.clone());
-        });
-    }
-
-    /// The walk is over.
-    pub(crate) fn end_walk(&mut self) {
-        let Some(dropped) = self.walk.take() else {
-            return;
-        };
-        let block = self.block.as_ptr().expose_provenance();
-        let (walked, counter) = WALKED.get();
-        self.left += if walked == block && ptr::eq(counter, Arc::as_ptr(&dropped)) {
-            WALKED.set((0, ptr::null()));
-            dropped.restart(0)
-        } else {
-            dropped.collect(block)
-        };
-    }
-
-    /// References left, without those of views that were dropped in a walk.
-    #[inline]
-    pub(crate) fn left(&self) -> usize {
-        self.left
-    }
-
-    /// Where in the block the next view begins.
-    #[inline]
-    pub(crate) fn position(&self) -> usize {
-        self.position
-    }
-
-    /// The bytes that are left of those that the credit was taken for.
-    #[inline(always)]
-    pub(crate) fn rest(&self) -> &[u8] {
-        // SAFETY: filled bytes, which do not change. The references in stock keep the block alive:
-        // there is one at least for each byte.
-        unsafe {
-            let start = Block::bytes(self.block).add(self.position);
-            slice::from_raw_parts(start.as_ptr(), self.end - self.position)
-        }
-    }
-
-    /// A view of the next `len` bytes (at least one, so that there is a reference for each view),
-    /// paid from the stock.
-    #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
-        assert!(len.wrapping_sub(1) < self.end - self.position);
-        let start = self.position;
-        self.position += len;
-        self.left -= 1;
-        Slice {
-            block: self.block,
-            // SAFETY: inside the block.
-            start: unsafe { Block::bytes(self.block).add(start) },
-            len,
-        }
-    }
-}
-
-impl<T> Credit<T> {
-    /// References for `views` views of the next `bytes` bytes.
-    pub(crate) fn take_row(&mut self, bytes: usize, views: usize) -> Row<T> {
-        assert!(bytes <= self.end - self.position && views <= bytes);
-        let start = self.position;
-        self.position += bytes;
-        self.left -= views;
-        Row {
-            block: self.block,
-            // SAFETY: inside the block.
-            start: unsafe { Block::bytes(self.block).add(start) },
-            bytes,
-            views,
-        }
-    }
-
-    /// Puts back what was not taken from a row: the last that was taken from this.
-    pub(crate) fn put_back(&mut self, row: Row<T>) {
-        let row = ManuallyDrop::new(row);
-        let here = Block::bytes(self.block).addr().get() + self.position;
-        assert!(row.block == self.block && row.start.addr().get() + row.bytes == here);
-        self.position -= row.bytes;
-        self.left += row.views;
-    }
-}
-
-impl<T> Drop for Credit<T> {
-    fn drop(&mut self) {
-        self.end_walk();
-        if self.left > 0 {
-            // SAFETY: what is left in stock is this Credit's own.
-            unsafe { Block::release(self.block, self.left) };
-        }
-    }
-}
-
-/// References for the messages that come next in a [`Credit`], bought from it at once.
-pub(crate) struct Row<T> {
-    block: NonNull<Block<T>>,
-    start: NonNull<u8>,
-    bytes: usize,
-    views: usize,
-}
-
-// SAFETY: as for `Slice`: it is several of them.
-unsafe impl<T: Send + Sync> Send for Row<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send + Sync> Sync for Row<T> {}
-
-impl<T> Row<T> {
-    /// A row of none.
-    pub(crate) const fn empty() -> Self {
-        Self {
-            block: NonNull::dangling(),
-            start: NonNull::dangling(),
-            bytes: 0,
-            views: 0,
-        }
-    }
-
-    /// Views that can be taken.
-    #[inline(always)]
-    pub(crate) fn views(&self) -> usize {
-        self.views
-    }
-
-    /// A view of the next `len` bytes, at least one.
-    #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
-        assert!(len.wrapping_sub(1) < self.bytes && self.views > 0);
-        let start = self.start;
-        // SAFETY: not beyond the row's end.
-        self.start = unsafe { start.add(len) };
-        self.bytes -= len;
-        self.views -= 1;
-        Slice {
-            block: self.block,
-            start,
-            len,
-        }
-    }
-}
-
-impl<T> Drop for Row<T> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.views > 0 {
-            // SAFETY: one reference for each view that was not taken.
-            unsafe { Slice::release(self.block, self.views) };
-        }
     }
 }
 
@@ -688,78 +392,6 @@ impl<T> Drop for Slice<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[test]
-    fn views_outlive_the_buffer_and_free_the_owner_last() {
-        let owner = Arc::new(());
-        let mut buffer = Buffer::with_capacity(16);
-        buffer.set_owner(Some(owner.clone()));
-        buffer.extend(b"abcdef");
-        let mut credit = buffer.credit(0..buffer.len());
-        let a = credit.take(3);
-        let b = a.suffix(0);
-        assert!(!buffer.is_unique());
-        drop(buffer);
-        drop(credit);
-        assert_eq!((&*a, &*b), (&b"abc"[..], &b"abc"[..]));
-        drop(a);
-        assert_eq!(Arc::strong_count(&owner), 2);
-        assert!(b.owner().is_some());
-        drop(b);
-        assert_eq!(Arc::strong_count(&owner), 1);
-    }
-
-    #[test]
-    fn a_unique_buffer_is_used_anew() {
-        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
-        buffer.extend(b"abcdefgh");
-        assert_eq!(buffer.room_len(), 0);
-        let view = buffer.slice(2..4);
-        drop(view);
-        buffer.keep_from(6);
-        assert_eq!(buffer.filled(), b"gh");
-        buffer.extend(b"ij");
-        assert_eq!(buffer.filled(), b"ghij");
-    }
-
-    #[test]
-    #[should_panic(expected = "is_unique")]
-    fn a_shared_buffer_is_not_moved() {
-        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
-        buffer.extend(b"abcdefgh");
-        let _view = buffer.slice(0..4);
-        buffer.keep_from(4);
-    }
-}
-
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use super::*;
-    use loom::thread;
-
-    /// Two threads drop views while the buffer's holder waits to be alone: it then may write.
-    #[test]
-    fn loom_unique_after_the_last_view() {
-        loom::model(|| {
-            let mut buffer: Buffer<()> = Buffer::with_capacity(8);
-            buffer.extend(b"abcd");
-            let mut credit = buffer.credit(0..buffer.len());
-            let (a, b) = (credit.take(2), credit.take(2));
-            drop(credit);
-            let one = thread::spawn(move || assert_eq!(&*a, b"ab"));
-            let two = thread::spawn(move || assert_eq!(&*b, b"cd"));
-            if buffer.is_unique() {
-                buffer.keep_from(4);
-                buffer.extend(b"zzzz");
-            }
-            one.join().unwrap();
-            two.join().unwrap();
-            assert!(buffer.is_unique());
-        });
-    }
-}
+#[cfg(test)]
+#[path = "chunk_tests.rs"]
+mod tests;

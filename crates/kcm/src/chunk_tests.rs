@@ -1,0 +1,77 @@
+//! Tests of `chunk.rs`, and a model.
+
+#[cfg(not(loom))]
+mod plain {
+    use std::sync::Arc;
+
+    use super::super::*;
+
+    #[test]
+    fn views_outlive_the_buffer_and_free_the_owner_last() {
+        let owner = Arc::new(());
+        let mut buffer = Buffer::with_capacity(16);
+        buffer.set_owner(Some(owner.clone()));
+        buffer.extend(b"abcdef");
+        let mut credit = buffer.credit(0..buffer.len());
+        let a = credit.take(3);
+        let b = a.suffix(0);
+        assert!(!buffer.is_unique());
+        drop(buffer);
+        drop(credit);
+        assert_eq!((&*a, &*b), (&b"abc"[..], &b"abc"[..]));
+        drop(a);
+        assert_eq!(Arc::strong_count(&owner), 2);
+        assert!(b.owner().is_some());
+        drop(b);
+        assert_eq!(Arc::strong_count(&owner), 1);
+    }
+
+    #[test]
+    fn a_unique_buffer_is_used_anew() {
+        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+        buffer.extend(b"abcdefgh");
+        assert_eq!(buffer.room_len(), 0);
+        let view = buffer.slice(2..4);
+        drop(view);
+        buffer.keep_from(6);
+        assert_eq!(buffer.filled(), b"gh");
+        buffer.extend(b"ij");
+        assert_eq!(buffer.filled(), b"ghij");
+    }
+
+    #[test]
+    #[should_panic(expected = "is_unique")]
+    fn a_shared_buffer_is_not_moved() {
+        let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+        buffer.extend(b"abcdefgh");
+        let _view = buffer.slice(0..4);
+        buffer.keep_from(4);
+    }
+}
+
+#[cfg(loom)]
+mod loom_tests {
+    use super::super::*;
+    use loom::thread;
+
+    /// Two threads drop views while the buffer's holder waits to be alone: it then may write.
+    #[test]
+    fn loom_unique_after_the_last_view() {
+        loom::model(|| {
+            let mut buffer: Buffer<()> = Buffer::with_capacity(8);
+            buffer.extend(b"abcd");
+            let mut credit = buffer.credit(0..buffer.len());
+            let (a, b) = (credit.take(2), credit.take(2));
+            drop(credit);
+            let one = thread::spawn(move || assert_eq!(&*a, b"ab"));
+            let two = thread::spawn(move || assert_eq!(&*b, b"cd"));
+            if buffer.is_unique() {
+                buffer.keep_from(4);
+                buffer.extend(b"zzzz");
+            }
+            one.join().unwrap();
+            two.join().unwrap();
+            assert!(buffer.is_unique());
+        });
+    }
+}
