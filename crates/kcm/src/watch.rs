@@ -31,8 +31,8 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
-    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, sys,
-    transport::Carrier,
+    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, steering::Ready,
+    sys, transport::Carrier,
 };
 
 /// Events of one wait with one socket. Fewer cost more waits: with 1, the rate on 200 connections
@@ -230,7 +230,7 @@ impl Mux {
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
         self.watch.enter();
-        let mut others = Vec::new();
+        let mut others: Vec<Arc<Psock>> = Vec::new();
         let own = match self.watchable_alone(known) {
             Some(psock) => self.watch_alone(psock, spin, deadline),
             None => {
@@ -250,6 +250,7 @@ impl Mux {
         }
         let successor =
             own.is_some() && self.watch.absence_ns.load(Ordering::Relaxed) > SHORT_ABSENCE_NS;
+        let others = others.into_iter().map(Ready::Connection);
         self.hub.leave_watch(others, successor);
         own
     }
@@ -268,6 +269,7 @@ impl Mux {
             }
             _ => own = self.harvest(&mut others, Some(Duration::ZERO)),
         }
+        let others = others.into_iter().map(Ready::Connection);
         self.hub.leave_watch(others, false);
         own
     }
@@ -278,7 +280,7 @@ impl Mux {
         let mut others = Vec::new();
         let own = self.harvest(&mut others, Some(Duration::ZERO));
         if !others.is_empty() {
-            let kick = self.hub.extend(others);
+            let kick = self.hub.extend(others.into_iter().map(Ready::Connection));
             self.after_push(kick);
         }
         own
