@@ -267,7 +267,7 @@ impl Mux {
                     own = Some(psock);
                 }
             }
-            _ => own = self.harvest(&mut others, Some(Duration::ZERO)),
+            _ => own = self.harvest(&mut others, Some(Duration::ZERO), true),
         }
         let others = others.into_iter().map(Ready::Connection);
         self.hub.leave_watch(others, false);
@@ -278,7 +278,7 @@ impl Mux {
     /// before they came, and an edge-triggered loop is not told of them twice.
     pub(crate) fn glance_beside(self: &Arc<Self>) -> Option<Arc<Psock>> {
         let mut others = Vec::new();
-        let own = self.harvest(&mut others, Some(Duration::ZERO));
+        let own = self.harvest(&mut others, Some(Duration::ZERO), false);
         if !others.is_empty() {
             let kick = self.hub.extend(others.into_iter().map(Ready::Connection));
             self.after_push(kick);
@@ -416,20 +416,23 @@ impl Mux {
         if self.spin {
             let mut own = None;
             if spin.until(|| {
-                own = self.harvest(others, Some(Duration::ZERO));
+                own = self.harvest(others, Some(Duration::ZERO), true);
                 own.is_some() || self.hub.is_kicked()
             }) {
                 return own;
             }
         }
-        self.harvest(others, timeout)
+        self.harvest(others, timeout, true)
     }
 
-    /// Waits for events; the first connection with its claim, the others to be pushed.
+    /// Waits for events; the first connection with its claim, the others to be pushed. `watches`: the
+    /// caller has the watch. The bell is for it alone: who looked beside it and silenced the bell would
+    /// leave it asleep, and known to be on its way, for ever.
     fn harvest(
         &self,
         others: &mut Vec<Arc<Psock>>,
         timeout: Option<Duration>,
+        watches: bool,
     ) -> Option<Arc<Psock>> {
         let most = if self.socket_count() > 1 {
             HARVEST_SHARED
@@ -462,7 +465,7 @@ impl Mux {
                 }
             }
         });
-        if events.iter().any(|event| event.data.u64() == BELL) {
+        if watches && events.iter().any(|event| event.data.u64() == BELL) {
             let _ = rustix::io::read(&self.watch.bell, &mut [0; 8]);
         }
         own
