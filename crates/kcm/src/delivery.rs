@@ -469,16 +469,16 @@ impl Mux {
     ) -> bool {
         let share = rx.bytes().len() / (self.hub.waiting() + 1);
         let (mut messages, mut bytes, mut keyed) = (0, 0, false);
-        // Where messages are copied, or have a label, each is one of its own.
+        // Where messages are copied, or some have a label, each is one of its own.
+        let mut apart = self.memory.is_much_used();
         while messages < want as u64
             && bytes < share
             && let Step::Message(frame) = rx.step()
-            && (self.memory.is_much_used() || Label::of(&frame) != Label::PLAIN)
-            && frame
-                .key
-                .is_none_or(|key| self.steering.try_take(key, state))
+            && (apart || Label::of(&frame) != Label::PLAIN)
+            && (frame.key).is_none_or(|key| self.steering.try_take(key, state))
             && let Some(message) = rx.cut(psock, &frame)
         {
+            apart = true;
             keyed |= frame.key.is_some();
             messages += 1;
             bytes += message.len();

@@ -57,7 +57,8 @@ pub(crate) struct Origin {
     stream_position: AtomicU64,
     /// What the parser said of the messages in it: a label holds from its place to the next one's.
     /// Here and not in the message, which is copied more often than it is asked. None for natives.
-    labels: OnceLock<Mutex<Vec<(usize, Label)>>>,
+    /// (In a box: the head of a block stays in one cache line.)
+    labels: OnceLock<Box<Mutex<Vec<(usize, Label)>>>>,
 }
 
 impl Origin {
@@ -75,7 +76,7 @@ impl Origin {
         if label == Label::PLAIN && self.labels.get().is_none() {
             return;
         }
-        let labels = self.labels.get_or_init(Mutex::default);
+        let labels = self.labels.get_or_init(Box::default);
         let mut labels = labels.lock().unwrap_or_else(|e| e.into_inner());
         let last = labels.last().map_or(Label::PLAIN, |last| last.1);
         if last != label {

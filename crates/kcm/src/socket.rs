@@ -263,9 +263,9 @@ impl Socket {
 
     /// Says that this socket is done with what it received, without asking for more: the next
     /// message of an ordered connection ([`crate::Connection::set_ordered`]) or of a key
-    /// ([`Message::key`]) may go to others, and
-    /// replies kept back for one another go out. (A message that was only looked at, or read in
-    /// part, is still to be received: its connection waits.)
+    /// ([`Message::key`]) may go to others, and replies kept back for one another go out. (A message
+    /// that was only looked at, or read in part, is still to be received: its connection and its key
+    /// wait.)
     pub fn done(&mut self) {
         if self.partial.is_none() {
             self.finish_ordered();

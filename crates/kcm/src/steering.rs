@@ -132,6 +132,13 @@ impl Steering {
         self.used.load(Ordering::Relaxed)
     }
 
+    fn begin_use(&self) {
+        // (Without a write where it is known, which would take the line from the others.)
+        if !self.is_used() {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn with<R>(&self, f: impl FnOnce(&mut Table<Message, Arc<Psock>>) -> R) -> R {
         let mut table = self.table.lock().unwrap_or_else(|e| e.into_inner());
         let result = f(&mut table);
@@ -144,13 +151,14 @@ impl Steering {
     /// What becomes of a message of this key at the front of a connection, whose receiving side
     /// the caller has locked. For [`Way::Held`] its claim is no longer the caller's.
     pub(crate) fn meet(&self, key: u32, socket: &SocketState, psock: &Arc<Psock>) -> Way {
-        self.used.store(true, Ordering::Relaxed);
+        self.begin_use();
         let may_pass = !psock.ordered.load(Ordering::Relaxed);
         self.with(|table| table.meet(key, socket.index, may_pass, || psock.clone(), Instant::now))
     }
 
     /// Whether a message of this key is the socket's; if not, it stays where it is.
     pub(crate) fn try_take(&self, key: u32, socket: &SocketState) -> bool {
+        self.begin_use();
         self.with(|table| table.try_take(key, socket.index))
     }
 
@@ -243,7 +251,7 @@ impl Mux {
         socket: &SocketState,
         ask: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        self.steering.used.store(true, Ordering::Relaxed);
+        self.steering.begin_use();
         // First: the answer may be here before the call returns.
         (self.steering).with(|table| table.want(key, socket.index, Instant::now));
         let asked = ask();

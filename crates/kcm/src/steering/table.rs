@@ -539,8 +539,10 @@ impl<M, C> Table<M, C> {
             With::Hand { .. } => Some(self.patience),
             With::Reserved(_) => Some(ANSWER_WAIT),
         };
-        if let (None, true, Some(patience)) = (entry.due, awaited, patience) {
-            let at = now() + patience;
+        if let (None, true, Some(patience)) = (entry.due, awaited, patience)
+            // (Later than the clock can tell is never.)
+            && let Some(at) = now().checked_add(patience)
+        {
             entry.due = Some(at);
             self.due.insert((at, key));
             self.set_timer();

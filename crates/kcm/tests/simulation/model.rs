@@ -29,7 +29,7 @@ pub(crate) struct Model {
     /// Who works on which key of messages.
     keys: HashMap<u32, Key>,
     /// One thread does everything, and it is known who works on what.
-    pub(crate) one_thread: bool,
+    one_thread: bool,
     /// Times that a socket gave messages back that it had been given: begun, and done.
     returns_begun: u64,
     returns_ended: u64,
@@ -75,6 +75,13 @@ pub(crate) enum State {
 }
 
 impl Model {
+    pub(crate) fn new(one_thread: bool) -> Self {
+        Self {
+            one_thread,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add_peer(&mut self, peer: Arc<Peer>) -> usize {
         self.peers.push(Far {
             taken: vec![None; peer.plan.ends.len()],

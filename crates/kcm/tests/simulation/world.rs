@@ -105,10 +105,7 @@ impl World {
         Arc::new(Self {
             setup,
             mux,
-            model: Mutex::new(Model {
-                one_thread: setup.threads == 1,
-                ..Model::default()
-            }),
+            model: Mutex::new(Model::new(setup.threads == 1)),
             sent: Mutex::default(),
         })
     }
