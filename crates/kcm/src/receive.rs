@@ -58,8 +58,11 @@ pub(crate) struct Origin {
     /// What the parser said of the messages in it: a label holds from its place to the next one's.
     /// Here and not in the message, which is copied more often than it is asked. None for natives.
     /// (In a box: the head of a block stays in one cache line.)
-    labels: OnceLock<Box<Mutex<Vec<(usize, Label)>>>>,
+    labels: OnceLock<Box<Mutex<Labels>>>,
 }
+
+/// By place in the block, ascending.
+type Labels = Vec<(usize, Label)>;
 
 impl Origin {
     fn new(psock: &Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {

@@ -339,9 +339,10 @@ fn a_watcher_is_reached_while_others_look_beside_it() {
             });
             mux.shutdown();
             for worker in workers {
-                wait_until(&format!("round {round}: a thread is told of the end"), || {
-                    worker.is_finished()
-                });
+                wait_until(
+                    &format!("round {round}: a thread is told of the end"),
+                    || worker.is_finished(),
+                );
             }
         }
     });
