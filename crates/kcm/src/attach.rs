@@ -152,13 +152,12 @@ impl Mux {
         // A socket that walks through a burst keeps what it has taken; the rest is cut here.
         let revoked = self.revoke_under(psock, &mut rx);
         while let Step::Message(frame) = rx.step() {
-            let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-            let Some(message) = rx.cut(psock, len) else {
+            let Some(message) = rx.cut(psock, &frame) else {
                 break;
             };
             let counters = &psock.counters;
             counters.rx_messages.fetch_add(1, Ordering::Relaxed);
-            counters.rx_bytes.fetch_add(len as u64, Ordering::Relaxed);
+            counters.rx_bytes.fetch_add(frame.len, Ordering::Relaxed);
             messages.push(message);
         }
         for message in messages {

@@ -97,6 +97,7 @@ enum Job {
     HalfClosed(Weak<Psock>),
     Flush(Weak<Psock>),
     Ring(Weak<Mux>),
+    Keys(Weak<Mux>),
     /// The connection of this number has had its time.
     Linger(u64),
     Listen(Weak<Mux>, Arc<TcpListener>),
@@ -223,6 +224,11 @@ impl Background {
         self.at(Instant::now() + ring::LOOK, Job::Ring(Arc::downgrade(mux)));
     }
 
+    /// Looks then whether messages have waited too long for a socket that has their key.
+    pub(crate) fn look_at_keys(&self, mux: &Arc<Mux>, at: Instant) {
+        self.at(at, Job::Keys(Arc::downgrade(mux)));
+    }
+
     fn key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
@@ -324,6 +330,11 @@ impl Background {
                         && mux.readiness.ring.look(&mux)
                     {
                         self.look_at_ring(&mux);
+                    }
+                }
+                Job::Keys(mux) => {
+                    if let Some(mux) = mux.upgrade() {
+                        mux.expire_keys();
                     }
                 }
                 Job::Flush(psock) => {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kcm_frame::{Framing, Limits};
 
-use crate::{error::Result, multiplexor::Multiplexor, socket::SocketType};
+use crate::{
+    error::Result, multiplexor::Multiplexor, socket::SocketType, steering::DEFAULT_KEY_PATIENCE,
+};
 
 /// Memory for messages, 256 MiB: sixteen messages of the largest default size at once.
 pub const DEFAULT_MAX_MEMORY_BYTES: usize = 256 << 20;
@@ -57,6 +59,7 @@ pub struct Builder {
     pub(crate) sticky_send: bool,
     pub(crate) connect_wait: Duration,
     pub(crate) linger: Duration,
+    pub(crate) key_patience: Duration,
 }
 
 impl Builder {
@@ -70,6 +73,7 @@ impl Builder {
             sticky_send: false,
             connect_wait: Duration::ZERO,
             linger: DEFAULT_LINGER,
+            key_patience: DEFAULT_KEY_PATIENCE,
         }
     }
 
@@ -117,6 +121,14 @@ impl Builder {
     /// How long closing waits for what is still to be sent; [`DEFAULT_LINGER`].
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
+        self
+    }
+
+    /// How long a message with a key waits for the socket that works on another one of that key;
+    /// then that socket counts as stuck, and any other may have the message.
+    /// [`DEFAULT_KEY_PATIENCE`] unless set. (Messages without keys wait for nobody.)
+    pub fn key_patience(mut self, patience: Duration) -> Self {
+        self.key_patience = patience;
         self
     }
 

@@ -7,17 +7,18 @@
 //!   another thread comes and revokes the lease (`lease.rs`);
 //! - put back to the ready list when somebody waits, and one thread is woken;
 //! - for a batch, granted up to the caller's share.
+//!
+//! A message whose key another socket has at work is set aside for that one (`steering.rs`).
 
 use std::{
     collections::VecDeque,
-    iter,
     sync::{
         Arc, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use kcm_frame::{Native, Step, Verdict};
+use kcm_frame::{Frame, Native, Step, Verdict};
 
 use crate::{
     chunk::{Credit, Row},
@@ -29,6 +30,7 @@ use crate::{
     psock::Psock,
     receive::{Fill, Origin, Rx},
     socket::SocketState,
+    steering::{Label, Way},
 };
 
 /// Messages of a lease, when there are other connections that want their turn.
@@ -179,12 +181,18 @@ impl Psock {
     /// Counts messages as received by a socket. The caller has the receiving side locked, and the
     /// socket is its own, so that no read-modify-write is needed.
     pub(crate) fn count_received(&self, state: &SocketState, messages: u64, bytes: usize) {
+        self.count_cut(messages, bytes);
+        state.counters.received(messages, bytes);
+    }
+
+    /// Counts messages that left the connection, for whichever socket. The caller has the receiving
+    /// side locked.
+    fn count_cut(&self, messages: u64, bytes: usize) {
         let add = |counter: &AtomicU64, n: u64| {
             counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
         };
         add(&self.counters.rx_messages, messages);
         add(&self.counters.rx_bytes, bytes as u64);
-        state.counters.received(messages, bytes);
     }
 }
 
@@ -203,6 +211,8 @@ pub(crate) struct Taken {
     pub(crate) hand: Option<Hand>,
     /// The connection is ordered, and waits until the socket asks again.
     pub(crate) ordered: Option<Arc<Psock>>,
+    /// Some of the messages have a key (`steering.rs`).
+    pub(crate) keyed: bool,
 }
 
 impl Mux {
@@ -210,26 +220,31 @@ impl Mux {
     /// to `want` are wanted. Gives the claim back, or keeps it in a lease or for an ordered
     /// connection. `None`: there was none.
     pub(crate) fn take(
+        self: &Arc<Self>,
+        psock: &Arc<Psock>,
+        state: &SocketState,
+        want: usize,
+        batch: &mut Granted,
+    ) -> Option<Taken> {
+        let taken = self.take_untold(psock, state, want, batch);
+        self.tell_steering();
+        taken
+    }
+
+    /// As above; what steering has to tell is still to be told, with no lock held.
+    fn take_untold(
         &self,
         psock: &Arc<Psock>,
         state: &SocketState,
         want: usize,
         batch: &mut Granted,
     ) -> Option<Taken> {
-        let mut rx = psock.rx();
-        let message = if let Some(message) = rx.next_returned() {
-            state.counters.received(1, message.len());
-            message
-        } else {
-            let message;
-            (rx, message) = self.cut_next(psock, rx)?;
-            psock.count_received(state, 1, message.len());
-            message
-        };
+        let (mut rx, message, keyed) = self.next_for(psock, state)?;
         let mut taken = Taken {
             message,
             hand: None,
             ordered: None,
+            keyed,
         };
         if psock.ordered.load(Ordering::Relaxed) {
             // The claim stays with the socket: nobody else can take the next message.
@@ -239,8 +254,16 @@ impl Mux {
             return Some(taken);
         }
         if rx.has_returned() {
-            let returned = iter::from_fn(|| rx.next_returned()).take(want - 1);
-            for message in returned {
+            for _ in 1..want {
+                if let Some(key) = rx.returned_label().and_then(|label| label.key) {
+                    if !self.steering.try_take(key, state) {
+                        break;
+                    }
+                    taken.keyed = true;
+                }
+                let Some(message) = rx.next_returned() else {
+                    break;
+                };
                 state.counters.received(1, message.len());
                 batch.push(message);
             }
@@ -256,11 +279,21 @@ impl Mux {
                 Lent::No => {}
             }
             if want > 1 {
-                self.grant(psock, &mut rx, state, want - 1, batch);
+                taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
             }
         }
-        // One look ahead, so that nobody is woken for half a message.
-        let whole = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
+        // One look ahead, so that nobody is woken for half a message, and its class is known.
+        let ahead = if rx.bytes().is_empty() {
+            None
+        } else {
+            Some(rx.step())
+        };
+        let whole = ahead.is_some_and(|step| !matches!(step, Step::Incomplete { .. }));
+        if let Some(label) = rx.returned_label() {
+            psock.class.store(label.class, Ordering::Relaxed);
+        } else if let Some(Step::Message(frame)) = ahead {
+            psock.class.store(frame.class, Ordering::Relaxed);
+        }
         let more = whole || rx.has_returned() || psock.edge.load(Ordering::Relaxed);
         if !more {
             rx.settle(psock);
@@ -273,20 +306,62 @@ impl Mux {
         Some(taken)
     }
 
-    /// Cuts the next message off, after a read if there must be one. `None`: there is none; the
+    /// Takes the first message that may be this socket's; those before it are set aside for others.
+    /// Whether it has a key. `None`: there is none; the claim is given back, or the connection is held
+    /// back with it, then.
+    fn next_for<'a>(
+        &self,
+        psock: &'a Arc<Psock>,
+        state: &SocketState,
+    ) -> Option<(MutexGuard<'a, Rx>, Message, bool)> {
+        let mut rx = psock.rx();
+        loop {
+            let (returned, frame, key);
+            if let Some(label) = rx.returned_label() {
+                (returned, frame, key) = (true, None, label.key);
+            } else {
+                let front;
+                (rx, front) = self.whole_front(psock, rx)?;
+                psock.class.store(front.class, Ordering::Relaxed);
+                (returned, frame, key) = (false, Some(front), front.key);
+            }
+            let way = match key {
+                None => Way::Take,
+                Some(key) => self.steering.meet(key, state, psock),
+            };
+            if way == Way::Held {
+                return None;
+            }
+            let message = match &frame {
+                Some(frame) => rx.cut(psock, frame)?,
+                None => rx.next_returned()?,
+            };
+            let len = message.len();
+            if !returned {
+                psock.count_cut(1, len);
+            }
+            match (way, key) {
+                (Way::Aside, Some(key)) => self.steering.set_aside(key, message),
+                _ => {
+                    state.counters.received(1, len);
+                    return Some((rx, message, key.is_some()));
+                }
+            }
+        }
+    }
+
+    /// A whole message at the front, after a read if there must be one. `None`: there is none; the
     /// claim is given back then.
-    fn cut_next<'a>(
+    fn whole_front<'a>(
         &self,
         psock: &'a Arc<Psock>,
         mut rx: MutexGuard<'a, Rx>,
-    ) -> Option<(MutexGuard<'a, Rx>, Message)> {
+    ) -> Option<(MutexGuard<'a, Rx>, Frame)> {
         let end = loop {
             let (need, len) = match rx.step() {
                 Step::Message(frame) => {
                     psock.end_partial();
-                    let len = usize::try_from(frame.len).unwrap_or(usize::MAX);
-                    let message = rx.cut(psock, len)?;
-                    return Some((rx, message));
+                    return Some((rx, frame));
                 }
                 Step::Fault(fault) => break Some(EndReason::Fault(fault)),
                 Step::Incomplete { need, len } => (need, len),
@@ -349,6 +424,7 @@ impl Mux {
         if frame.len > max_message_bytes.min(rx.bytes().len() as u64) {
             return Lent::No;
         }
+        rx.note_label(Label::PLAIN);
         let position = rx.position;
         let mut credit = buffer.credit(position..buffer.len());
         let credit_at_start = credit.left();
@@ -382,7 +458,7 @@ impl Mux {
     }
 
     /// Cuts up to `want` messages off the front for a batch, at most the caller's share of the
-    /// bytes that are there.
+    /// bytes that are there, and none that is another's. Whether some have a key.
     fn grant(
         &self,
         psock: &Arc<Psock>,
@@ -390,26 +466,31 @@ impl Mux {
         state: &SocketState,
         want: usize,
         batch: &mut Granted,
-    ) {
+    ) -> bool {
         let share = rx.bytes().len() / (self.hub.waiting() + 1);
-        let (mut messages, mut bytes) = (0, 0);
-        // Where messages are copied, each is one of its own.
-        while self.memory.is_much_used()
-            && messages < want as u64
+        let (mut messages, mut bytes, mut keyed) = (0, 0, false);
+        // Where messages are copied, or some have a label, each is one of its own.
+        let mut apart = self.memory.is_much_used();
+        while messages < want as u64
             && bytes < share
             && let Step::Message(frame) = rx.step()
-            && let Ok(len) = usize::try_from(frame.len)
-            && let Some(message) = rx.cut(psock, len)
+            && (apart || Label::of(&frame) != Label::PLAIN)
+            && (frame.key).is_none_or(|key| self.steering.try_take(key, state))
+            && let Some(message) = rx.cut(psock, &frame)
         {
-            batch.push(message);
+            apart = true;
+            keyed |= frame.key.is_some();
             messages += 1;
-            bytes += len;
+            bytes += message.len();
+            batch.push(message);
         }
+        rx.note_label(Label::PLAIN);
         let begin = rx.position;
         let lens = batch.lens();
         while messages < want as u64
             && bytes < share
             && let Step::Message(frame) = rx.step()
+            && Label::of(&frame) == Label::PLAIN
             && let Ok(len) = u32::try_from(frame.len)
         {
             lens.push(len);
@@ -424,6 +505,7 @@ impl Mux {
             batch.set_share(buffer.credit(begin..rx.position));
         }
         psock.count_received(state, messages, bytes);
+        keyed
     }
 
     /// Nothing more can be received from this connection, whose claim the caller has.

@@ -25,6 +25,8 @@
 //! - Measured with three sockets on one connection: all in one epoll 0.86 of the rate of a single
 //!   blocking thread; waking a successor at each departure 0.66 to 0.69; this 0.93.
 //!
+//! What waits for one certain thread (`steering.rs`) is not here; the thread is *called*, and told so.
+//!
 //! What is pushed while all threads are awake finds its taker without a wake: each looks here
 //! before it watches or parks. What is pushed while the only waiting thread watches needs a
 //! *kick*: the watcher waits inside the system, where this lock does not reach it. [`Hub::push`]
@@ -35,8 +37,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{
-    Arc, AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock, loom_fence, wait,
+use crate::{
+    steering::ByClass,
+    sync::{
+        Arc, AtomicBool, AtomicU8, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock,
+        loom_fence, wait,
+    },
 };
 
 /// How long the watch may stand empty while a message might be waiting: about a hundred times
@@ -50,6 +56,8 @@ pub(crate) enum Turn<T> {
     Item(T),
     /// Watch, then [`Hub::leave_watch`].
     Watch,
+    /// Something waits for this thread alone ([`Hub::call`]).
+    Called,
     /// The time is over.
     TimedOut,
     /// There is nothing to come any more.
@@ -68,14 +76,16 @@ pub(crate) struct Hub<T> {
     state: Mutex<State<T>>,
     /// Threads that wait or are about to, and have no message in hand.
     waiting: AtomicUsize,
-    /// Length of `State::ready`, to be read without the lock.
+    /// Length of `State::ready`, and the highest class in it, to be read without the lock.
     ready: AtomicUsize,
+    highest: AtomicU8,
+    class_of: fn(&T) -> u8,
     /// The watcher was told to come back.
     kicked: AtomicBool,
 }
 
 struct State<T> {
-    ready: VecDeque<T>,
+    ready: ByClass<T>,
     /// The last to come is the first to be woken: its memory is still in the cache.
     parked: Vec<Arc<Parker>>,
     watcher: bool,
@@ -89,13 +99,20 @@ struct State<T> {
 }
 
 /// Where one thread sleeps.
-pub(crate) struct Parker(Condvar);
+pub(crate) struct Parker {
+    condvar: Condvar,
+    /// It is to look what waits for it; changed with the hub locked.
+    called: AtomicBool,
+}
 
 pub(crate) type SharedParker = Arc<Parker>;
 
 impl Parker {
     pub(crate) fn new() -> SharedParker {
-        Arc::new(Self(Condvar::new()))
+        Arc::new(Self {
+            condvar: Condvar::new(),
+            called: AtomicBool::new(false),
+        })
     }
 }
 
@@ -109,10 +126,17 @@ impl Drop for Waiting<'_> {
 }
 
 impl<T> Hub<T> {
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
+        Self::by_class(|_| 0)
+    }
+
+    /// Items of a higher class go out first, mostly (`steering/classes.rs`).
+    pub(crate) fn by_class(class_of: fn(&T) -> u8) -> Self {
         Self {
+            class_of,
             state: Mutex::new(State {
-                ready: VecDeque::new(),
+                ready: ByClass::default(),
                 parked: Vec::new(),
                 watcher: false,
                 waking: false,
@@ -122,6 +146,7 @@ impl<T> Hub<T> {
             }),
             waiting: AtomicUsize::new(0),
             ready: AtomicUsize::new(0),
+            highest: AtomicU8::new(0),
             kicked: AtomicBool::new(false),
         }
     }
@@ -145,14 +170,19 @@ impl<T> Hub<T> {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// An item, if one is ready. `soon` is told of the one that comes after it.
+    /// The highest class that is ready; a moment old.
+    pub(crate) fn highest_class(&self) -> u8 {
+        self.highest.load(Ordering::Relaxed)
+    }
+
+    /// An item, if one is ready. `soon` is told of one that comes after it.
     pub(crate) fn pop(&self, soon: impl FnOnce(&T)) -> Option<T> {
         if self.ready() == 0 {
             return None;
         }
         let mut state = lock(&self.state);
         let item = self.pop_locked(&mut state);
-        state.ready.front().map(soon);
+        state.ready.soon().map(soon);
         let wake = self.wake_for_rest(&mut state);
         drop(state);
         wake_up(wake);
@@ -165,6 +195,17 @@ impl<T> Hub<T> {
         loop {
             if state.closed {
                 return Turn::Closed;
+            }
+            if parker.called.swap(false, Ordering::Relaxed) {
+                // It may have been woken for something else too: somebody else is.
+                let wake = if state.ready.is_empty() && state.watcher {
+                    None
+                } else {
+                    wake_one(&mut state)
+                };
+                drop(state);
+                wake_up(wake);
+                return Turn::Called;
             }
             if let Some(item) = self.pop_locked(&mut state) {
                 let wake = self.wake_for_rest(&mut state);
@@ -220,9 +261,9 @@ impl<T> Hub<T> {
         state.watcher = false;
         self.kicked.store(false, Ordering::Release);
         if !state.closed {
-            state.ready.extend(items);
+            self.add_all(&mut state, items);
         }
-        self.ready.store(state.ready.len(), Ordering::Relaxed);
+        self.note_ready(&state);
         let wake = if state.ready.is_empty() {
             if successor || state.deputy.is_none() {
                 wake_one(&mut state)
@@ -244,12 +285,12 @@ impl<T> Hub<T> {
 
     /// Adds an item at the back; gives it back when all is closed.
     pub(crate) fn push(&self, item: T) -> Result<Kick, T> {
-        self.add(item, VecDeque::push_back)
+        self.add(item, ByClass::push_back)
     }
 
     /// As above, at the front: older than what is ready.
     pub(crate) fn push_front(&self, item: T) -> Result<Kick, T> {
-        self.add(item, VecDeque::push_front)
+        self.add(item, ByClass::push_front)
     }
 
     /// Adds several items at the back; when all is closed, they are dropped.
@@ -258,8 +299,30 @@ impl<T> Hub<T> {
         if state.closed {
             return Kick::None;
         }
-        state.ready.extend(items);
+        self.add_all(&mut state, items);
         self.after_add(state)
+    }
+
+    /// Has one thread look what waits for it alone, wherever it waits; should it not wait, it looks
+    /// before it does.
+    pub(crate) fn call(&self, parker: &Arc<Parker>) -> Kick {
+        let mut state = lock(&self.state);
+        parker.called.store(true, Ordering::Relaxed);
+        let place = state
+            .parked
+            .iter()
+            .position(|other| Arc::ptr_eq(other, parker));
+        let Some(place) = place else {
+            // It may be the one that watches.
+            return self.kick_locked(&state);
+        };
+        state.parked.remove(place);
+        if is(&state.deputy, parker) {
+            state.deputy = None;
+        }
+        drop(state);
+        wake_up(Some(parker.clone()));
+        Kick::None
     }
 
     /// Brings the watcher back, so that it looks again at what it waits for.
@@ -271,10 +334,10 @@ impl<T> Hub<T> {
     pub(crate) fn close(&self) -> (Kick, VecDeque<T>) {
         let mut state = lock(&self.state);
         state.closed = true;
-        let ready = std::mem::take(&mut state.ready);
-        self.ready.store(0, Ordering::Relaxed);
+        let ready = state.ready.drain();
+        self.note_ready(&state);
         for parker in state.parked.drain(..) {
-            parker.0.notify_all();
+            parker.condvar.notify_all();
         }
         (self.kick_locked(&state), ready)
     }
@@ -288,17 +351,30 @@ impl<T> Hub<T> {
         }
     }
 
-    fn add(&self, item: T, add: impl FnOnce(&mut VecDeque<T>, T)) -> Result<Kick, T> {
+    fn add(&self, item: T, add: impl FnOnce(&mut ByClass<T>, T, u8)) -> Result<Kick, T> {
         let mut state = lock(&self.state);
         if state.closed {
             return Err(item);
         }
-        add(&mut state.ready, item);
+        let class = (self.class_of)(&item);
+        add(&mut state.ready, item, class);
         Ok(self.after_add(state))
     }
 
-    fn after_add(&self, mut state: MutexGuard<'_, State<T>>) -> Kick {
+    fn add_all(&self, state: &mut State<T>, items: impl IntoIterator<Item = T>) {
+        for item in items {
+            let class = (self.class_of)(&item);
+            state.ready.push_back(item, class);
+        }
+    }
+
+    fn note_ready(&self, state: &State<T>) {
         self.ready.store(state.ready.len(), Ordering::Relaxed);
+        self.highest.store(state.ready.highest(), Ordering::Relaxed);
+    }
+
+    fn after_add(&self, mut state: MutexGuard<'_, State<T>>) -> Kick {
+        self.note_ready(&state);
         let wake = wake_one(&mut state);
         // With a wake under way the woken thread looks; a thread that watches would not.
         let kicked = if wake.is_none() && !state.waking {
@@ -312,8 +388,8 @@ impl<T> Hub<T> {
     }
 
     fn pop_locked(&self, state: &mut State<T>) -> Option<T> {
-        let item = state.ready.pop_front();
-        self.ready.store(state.ready.len(), Ordering::Relaxed);
+        let item = state.ready.pop();
+        self.note_ready(state);
         item
     }
 
@@ -347,7 +423,7 @@ impl<T> Hub<T> {
                 (false, left) => left,
             };
             let timed_out;
-            (state, timed_out) = wait(&parker.0, state, slice);
+            (state, timed_out) = wait(&parker.condvar, state, slice);
             let still_parked = state
                 .parked
                 .iter()
@@ -398,7 +474,7 @@ fn wake_one<T>(state: &mut State<T>) -> Option<Arc<Parker>> {
 /// Wakes it, once the lock is free.
 fn wake_up(parker: Option<Arc<Parker>>) {
     if let Some(parker) = parker {
-        parker.0.notify_one();
+        parker.condvar.notify_one();
     }
 }
 

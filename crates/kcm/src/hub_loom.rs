@@ -48,7 +48,7 @@ fn receive(hub: &Hub<u32>, system: &System) -> bool {
         match hub.turn(&parker, None) {
             Turn::Item(_) => return true,
             Turn::Closed => return false,
-            Turn::TimedOut => unreachable!(),
+            Turn::TimedOut | Turn::Called => unreachable!(),
             Turn::Watch => {
                 let arrived = if !hub.is_kicked() { system.wait() } else { 0 };
                 let others = (1..arrived).map(|_| 0);
@@ -109,5 +109,50 @@ fn loom_a_push_reaches_whoever_waits() {
             .filter(|_| true)
             .map(|r| r.join().unwrap());
         assert!(received.filter(|received| *received).count() <= 1);
+    });
+}
+
+/// One of two receivers is called while a message arrives: it comes back, and nothing is left with
+/// the other asleep.
+#[test]
+fn loom_a_call_reaches_its_thread_and_leaves_nothing_behind() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let hub = Arc::new(Hub::new());
+        let system = Arc::new(System::new());
+        let parker = Parker::new();
+        let called = {
+            let (hub, system, parker) = (hub.clone(), system.clone(), parker.clone());
+            thread::spawn(move || {
+                let mut items = 0;
+                loop {
+                    let _waiting = hub.begin_waiting();
+                    match hub.turn(&parker, None) {
+                        Turn::Called => return items,
+                        Turn::Item(_) => items += 1,
+                        Turn::Closed | Turn::TimedOut => unreachable!(),
+                        Turn::Watch => {
+                            let arrived = if !hub.is_kicked() { system.wait() } else { 0 };
+                            hub.leave_watch((0..arrived).map(|_| 0), true);
+                        }
+                    }
+                }
+            })
+        };
+        let other = {
+            let (hub, system) = (hub.clone(), system.clone());
+            thread::spawn(move || receive(&hub, &system))
+        };
+        system.arrive();
+        if hub.call(&parker) == Kick::Watcher {
+            system.kick();
+        }
+        let taken = called.join().unwrap();
+        if taken > 0 && hub.close().0 == Kick::Watcher {
+            system.kick();
+        }
+        // Either it got the message first, or the other gets it without further help.
+        assert_eq!(other.join().unwrap(), taken == 0);
     });
 }

@@ -65,6 +65,7 @@ mod socket;
 mod solo;
 mod spin;
 mod stats;
+mod steering;
 mod sync;
 mod sys;
 mod transmit;
@@ -91,6 +92,7 @@ pub use socket::{Batch, Received, Socket, SocketType};
 pub use stats::{
     ConnectionStats, Counters, Snapshot, SocketStats, proc_net_kcm, proc_net_kcm_stats,
 };
+pub use steering::DEFAULT_KEY_PATIENCE;
 pub use transport::{Stream, Transport};
 
 pub use kcm_frame::{

@@ -4,7 +4,7 @@ use std::{fmt, io::IoSlice, ops::Deref, sync::Arc};
 
 use crate::{
     chunk::Slice, connection::ConnectionId, error::Result, gather, psock::Psock, receive::Origin,
-    write_queue::Wait,
+    steering::Label, write_queue::Wait,
 };
 
 /// One whole message, header included. Keeps its bytes alive, wherever it is sent: a view of what
@@ -23,6 +23,17 @@ impl Message {
     /// The connection that it came from.
     pub fn connection(&self) -> ConnectionId {
         self.psock().id
+    }
+
+    /// What its parser says it belongs to ([`crate::Framing`]); `None` for natives. Messages of one key
+    /// are worked on one after the other: see [`Socket`](crate::Socket).
+    pub fn key(&self) -> Option<u32> {
+        self.label().key
+    }
+
+    /// Its class of service, by its parser; 0, the ordinary one, for natives. Higher ones go out first.
+    pub fn class(&self) -> u8 {
+        self.label().class
     }
 
     /// Sends a message back to the connection that this one came from. It never goes elsewhere.
@@ -50,15 +61,21 @@ impl Message {
     }
 
     pub(crate) fn psock(&self) -> &Arc<Psock> {
+        &self.origin().psock
+    }
+
+    pub(crate) fn label(&self) -> Label {
+        self.origin().label_at(self.slice.offset())
+    }
+
+    fn origin(&self) -> &Origin {
         let origin = self.slice.owner();
-        &origin.expect("a connection's buffers have an owner").psock
+        origin.expect("a connection's buffers have an owner")
     }
 
     /// Where it begins in its connection's stream, in bytes.
     pub(crate) fn stream_position(&self) -> u64 {
-        let origin = self.slice.owner();
-        let origin = origin.expect("a connection's buffers have an owner");
-        origin.stream_position() + self.slice.offset() as u64
+        self.origin().stream_position() + self.slice.offset() as u64
     }
 
     /// Another view of the same message, from this byte on.
@@ -90,6 +107,8 @@ impl fmt::Debug for Message {
         f.debug_struct("Message")
             .field("connection", &self.connection())
             .field("len_bytes", &self.len())
+            .field("key", &self.key())
+            .field("class", &self.class())
             .finish()
     }
 }

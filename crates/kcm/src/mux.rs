@@ -30,6 +30,7 @@ use crate::{
     socket::{SocketState, SocketType},
     solo::Solo,
     stats::MuxCounters,
+    steering::{Ready, Steering},
     watch::Watch,
 };
 
@@ -43,12 +44,12 @@ const MOST_EVENTS: usize = 65_536;
 pub(crate) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Mux {
-    /// Its items are connections that have, or may have, a message.
-    pub(crate) hub: Hub<Arc<Psock>>,
+    pub(crate) hub: Hub<Ready>,
     pub(crate) watch: Watch,
     pub(crate) solo: Solo<Arc<Psock>>,
     pub(crate) readiness: Readiness,
     pub(crate) memory: Memory,
+    pub(crate) steering: Steering,
     pub(crate) limits: MuxLimits,
     pub(crate) framing: Framing,
     pub(crate) message_limits: Limits,
@@ -119,7 +120,8 @@ impl Mux {
     pub(crate) fn new(builder: Builder) -> Result<Arc<Self>> {
         let watch = Watch::new()?;
         let mux = Arc::new(Self {
-            hub: Hub::new(),
+            hub: Hub::by_class(Ready::class),
+            steering: Steering::new(builder.key_patience),
             readiness: Readiness::new(),
             watch,
             solo: Solo::new(),
@@ -313,19 +315,24 @@ impl Mux {
 
     /// A connection has work for a thread that receives.
     pub(crate) fn push_ready(&self, psock: Arc<Psock>) {
-        self.pushed(self.hub.push(psock));
+        self.push(Ready::Connection(psock));
     }
 
     /// A connection has messages that were given back: older than others.
     pub(crate) fn push_ready_first(&self, psock: Arc<Psock>) {
-        self.pushed(self.hub.push_front(psock));
+        self.pushed(self.hub.push_front(Ready::Connection(psock)));
     }
 
-    fn pushed(&self, result: std::result::Result<Kick, Arc<Psock>>) {
+    pub(crate) fn push(&self, ready: Ready) {
+        self.pushed(self.hub.push(ready));
+    }
+
+    fn pushed(&self, result: std::result::Result<Kick, Ready>) {
         match result {
             Ok(kick) => self.after_push(kick),
             // Closed: nobody will ask.
-            Err(psock) => psock.forget_returned(),
+            Err(Ready::Connection(psock)) => psock.forget_returned(),
+            Err(Ready::Key(..)) => {}
         }
     }
 
@@ -560,6 +567,7 @@ impl Mux {
         psock.tell_end(EndReason::Closed);
         psock.lock_rx().stop(psock);
         psock.forget_returned();
+        self.steering.forget(psock.id);
         if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
             background::get().linger(psock, self.linger);
         }
@@ -595,6 +603,11 @@ impl Mux {
             sockets.remove(index);
         }
         self.socket_count.store(sockets.len(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn socket_state(&self, index: usize) -> Option<Arc<SocketState>> {
+        let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
+        sockets.get(index).cloned()
     }
 
     pub(crate) fn all_sockets(&self) -> Vec<Arc<SocketState>> {
@@ -677,9 +690,12 @@ impl Mux {
         if kick == Kick::Watcher {
             self.watch.bring_back(&self.hub);
         }
-        for psock in ready {
-            psock.forget_returned();
+        for ready in ready {
+            if let Ready::Connection(psock) = ready {
+                psock.forget_returned();
+            }
         }
+        self.steering.close();
         for psock in self.all_psocks() {
             self.close_psock(&psock);
         }

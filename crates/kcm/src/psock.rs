@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, TryLockError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -13,7 +13,7 @@ use kcm_frame::{Assembler, Framing, Limits};
 
 use crate::{
     attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
-    mux::Mux, receive::Rx, transmit::Transmit, transport::Carrier,
+    mux::Mux, receive::Rx, socket::SocketState, transmit::Transmit, transport::Carrier,
 };
 
 pub(crate) struct Psock {
@@ -31,6 +31,8 @@ pub(crate) struct Psock {
     pub(crate) registered: AtomicBool,
     /// The next message waits for the end of work on the previous one.
     pub(crate) ordered: AtomicBool,
+    /// That of the message at the front, or of the last that was there.
+    pub(crate) class: AtomicU8,
     /// It waits so.
     held_for_order: AtomicBool,
     /// The peer has closed its direction, and has not got all its answers.
@@ -91,6 +93,7 @@ impl Psock {
             drain: AtomicBool::new(false),
             registered: AtomicBool::new(false),
             ordered: AtomicBool::new(false),
+            class: AtomicU8::new(0),
             partial_since_ns: AtomicU64::new(NO_PARTIAL),
             deadline_passed: AtomicBool::new(false),
             deadline_set: AtomicBool::new(false),
@@ -172,15 +175,28 @@ impl Psock {
         }
     }
 
-    /// A message that was in somebody's hand stands at the front again: for whoever asks next. That
+    /// A message that was in a socket's hand stands at the front again: for whoever asks next. That
     /// holds for a connection that has left the multiplexor too.
-    pub(crate) fn give_back(self: &Arc<Self>, message: Message) {
+    pub(crate) fn give_back(self: &Arc<Self>, message: Message, socket: &SocketState) {
+        let key = message.key();
         let mut rx = self.lock_rx();
         // Who walks through a burst of it is not to go on before this one.
         let revoked = self.mux.revoke_under(self, &mut rx);
-        rx.return_message(message);
+        let message = match key {
+            Some(key) => self.mux.steering.give_back(key, message),
+            None => Some(message),
+        };
+        if let Some(message) = message {
+            rx.return_message(message);
+        }
+        if let Some(label) = rx.returned_label() {
+            self.class.store(label.class, Ordering::Relaxed);
+        }
         drop(rx);
         self.offer_returned(revoked);
+        if let Some(key) = key {
+            self.mux.put_key_down(key, socket);
+        }
     }
 
     /// Messages have been put back; `claimed`: the caller has the claim, from a lease.

@@ -153,7 +153,7 @@ impl Poll {
             mux.readiness.ring.join(socket.clone());
             mux.bring_watcher_back();
             if has_messages
-                || mux.hub.ready() > 0
+                || mux.has_for(socket)
                 || mux.is_closed()
                 || !registered
                 || nested.is_err()
@@ -211,13 +211,13 @@ impl Poll {
         }
         self.idle.store(!found, Ordering::SeqCst);
         mux.readiness.ring.after_recv(mux, socket, found);
-        if has_messages || mux.hub.ready() > 0 || mux.is_closed() {
+        if has_messages || mux.has_for(socket) || mux.is_closed() {
             self.ring();
             return;
         }
         self.hush();
         // What became ready just before the bell fell silent.
-        if mux.hub.ready() > 0 || mux.is_closed() {
+        if mux.has_for(socket) || mux.is_closed() {
             self.ring();
         }
     }
@@ -280,6 +280,13 @@ impl Writable {
                 rustix::io::write(&self.fd, &FULL.to_ne_bytes())
             };
         }
+    }
+}
+
+impl Mux {
+    /// Whether something is ready that this socket could take.
+    fn has_for(&self, socket: &SocketState) -> bool {
+        self.hub.ready() > 0 || self.steering.has_for(socket)
     }
 }
 

@@ -17,12 +17,12 @@ use std::{
     collections::VecDeque,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use kcm_frame::{Assembler, Step};
+use kcm_frame::{Assembler, Frame, Step};
 
 use crate::{
     chunk::{Buffer, Slice},
@@ -30,6 +30,7 @@ use crate::{
     memory::{LEAST_BYTES, Room, Wanted},
     message::Message,
     psock::Psock,
+    steering::Label,
     transport::Carrier,
 };
 
@@ -54,7 +55,14 @@ pub(crate) struct Origin {
     charged_bytes: AtomicUsize,
     /// Where in the connection's stream the chunk begins; changed only while nobody has a view of it.
     stream_position: AtomicU64,
+    /// What the parser said of the messages in it: a label holds from its place to the next one's.
+    /// Here and not in the message, which is copied more often than it is asked. None for natives.
+    /// (In a box: the head of a block stays in one cache line.)
+    labels: OnceLock<Box<Mutex<Labels>>>,
 }
+
+/// By place in the block, ascending.
+type Labels = Vec<(usize, Label)>;
 
 impl Origin {
     fn new(psock: &Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
@@ -62,6 +70,37 @@ impl Origin {
             psock: psock.clone(),
             charged_bytes: AtomicUsize::new(charged_bytes),
             stream_position: AtomicU64::new(stream_position),
+            labels: OnceLock::new(),
+        }
+    }
+
+    /// Messages from this place in the block on have this label, until another is noted.
+    pub(crate) fn note_label(&self, place: usize, label: Label) {
+        if label == Label::PLAIN && self.labels.get().is_none() {
+            return;
+        }
+        let labels = self.labels.get_or_init(Box::default);
+        let mut labels = labels.lock().unwrap_or_else(|e| e.into_inner());
+        let last = labels.last().map_or(Label::PLAIN, |last| last.1);
+        if last != label {
+            labels.push((place, label));
+        }
+    }
+
+    /// The label of the message that has this place in the block.
+    pub(crate) fn label_at(&self, place: usize) -> Label {
+        let Some(labels) = self.labels.get() else {
+            return Label::PLAIN;
+        };
+        let labels = labels.lock().unwrap_or_else(|e| e.into_inner());
+        let after = labels.partition_point(|(from, _)| *from <= place);
+        let last = after.checked_sub(1).map(|at| labels[at].1);
+        last.unwrap_or(Label::PLAIN)
+    }
+
+    fn forget_labels(&self) {
+        if let Some(labels) = self.labels.get() {
+            labels.lock().unwrap_or_else(|e| e.into_inner()).clear();
         }
     }
 
@@ -152,9 +191,11 @@ impl Rx {
     /// Cuts the message off the front, of which a step has said that it is whole. While much
     /// memory is in use, a small one is copied, so that it does not pin its chunk: somebody keeps
     /// messages.
-    pub(crate) fn cut(&mut self, psock: &Arc<Psock>, len: usize) -> Option<Message> {
+    pub(crate) fn cut(&mut self, psock: &Arc<Psock>, frame: &Frame) -> Option<Message> {
+        self.note_label(Label::of(frame));
         let buffer = self.buffer.as_ref()?;
-        let range = self.position..self.position + len;
+        let len = usize::try_from(frame.len).ok()?;
+        let range = self.position..self.position.checked_add(len)?;
         if range.end == buffer.len() && buffer.capacity() <= SETTLE_BYTES {
             return self.cut_all(psock, len);
         }
@@ -162,12 +203,22 @@ impl Rx {
         let slice: Slice<Origin> = if pins && psock.mux.memory.is_much_used() {
             let mut small = owned(psock, len, self.stream_position + self.position as u64);
             small.extend(&buffer.filled()[range]);
+            if let Some(origin) = small.owner() {
+                origin.note_label(0, Label::of(frame));
+            }
             small.slice(0..len)
         } else {
             buffer.slice(range)
         };
         self.pass_over(psock, len);
         Some(Message::new(slice))
+    }
+
+    /// Messages from the front of the buffer on have this label.
+    pub(crate) fn note_label(&self, label: Label) {
+        if let Some(origin) = self.buffer.as_ref().and_then(Buffer::owner) {
+            origin.note_label(self.position, label);
+        }
     }
 
     /// The message at the front, which is whole, has been taken.
@@ -202,6 +253,11 @@ impl Rx {
     /// The first of the messages that were given back.
     pub(crate) fn next_returned(&mut self) -> Option<Message> {
         self.returned.pop_front()
+    }
+
+    /// What the parser said of it, if there is one.
+    pub(crate) fn returned_label(&self) -> Option<Label> {
+        self.returned.front().map(Message::label)
     }
 
     pub(crate) fn has_returned(&self) -> bool {
@@ -469,6 +525,7 @@ impl Rx {
             if let Some(origin) = buffer.owner() {
                 let at = self.stream_position;
                 origin.stream_position.store(at, Ordering::Relaxed);
+                origin.forget_labels();
             }
         }
     }

@@ -108,6 +108,49 @@ impl Socket {
         Ok(())
     }
 
+    /// As [`Socket::send`], of a question whose answer will have this key ([`Message::key`]): the
+    /// answer is preferably this socket's. It goes to it if it waits or asks within 10 ms, and if no
+    /// other socket works on a message of this key; else to whoever asks. Answers to several
+    /// questions of one key go to those who asked, in the order of the questions. The 1,024 newest
+    /// questions of a socket are remembered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Socket::send`].
+    ///
+    /// ```no_run
+    /// use kcm::{Framing, Multiplexor, Verdict};
+    ///
+    /// // Eight bytes, of which the first four are the number of the question.
+    /// let framing = Framing::closure(|bytes| match bytes.first_chunk() {
+    ///     Some(number) => {
+    ///         Verdict::Message(kcm::Frame::new(8).with_key(u32::from_be_bytes(*number)))
+    ///     }
+    ///     None => Verdict::NeedMore(4),
+    /// });
+    /// let mux = Multiplexor::builder(framing).build()?;
+    /// mux.attach(std::net::TcpStream::connect("127.0.0.1:7000")?)?;
+    /// let mut socket = mux.socket()?;
+    /// socket.send_keyed(7, b"\0\0\0\x07ping")?;
+    /// let answer = socket.recv()?;
+    /// assert_eq!(answer.key(), Some(7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// [`Message::key`]: crate::Message::key
+    pub fn send_keyed(&self, key: u32, message: &[u8]) -> Result<()> {
+        (self.mux).await_key(key, &self.state, || self.send(message))
+    }
+
+    /// As [`Socket::send_keyed`], to this connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Socket::send_to`].
+    pub fn send_keyed_to(&self, to: ConnectionId, key: u32, message: &[u8]) -> Result<()> {
+        (self.mux).await_key(key, &self.state, || self.send_to(to, message))
+    }
+
     /// Sends several messages, unaddressed, each whole; those that go to one connection leave in
     /// as few system calls as may be. Returns how many were taken: all, unless an error comes
     /// after the first.

@@ -26,7 +26,7 @@ use crate::{
     receive::Origin,
     send::OpenMessage,
     spin::Spin,
-    sys,
+    steering::Ready,
     watch::Known,
 };
 
@@ -63,6 +63,12 @@ pub struct Received {
 /// one socket has not been given yet, any other can take. A message that is given belongs to the
 /// socket's thread, which may drop it, keep it, or send it elsewhere.
 ///
+/// Where a parser gives messages keys, those of one key go to one socket while it has any of that key
+/// in hand: until it asks again, or says [`Socket::done`]. A socket that has not asked for a second
+/// ([`crate::Builder::key_patience`]) counts as stuck, and the next message of the key goes to
+/// another. Where a parser gives classes, connections with a message of a higher class at the front
+/// have their turn first; those of others have one turn of 17 at least.
+///
 /// Dropping a socket loses nothing: messages that it was not given yet go to the others.
 pub struct Socket {
     pub(crate) mux: Arc<Mux>,
@@ -78,9 +84,10 @@ pub struct Socket {
     partial: Option<(Message, usize)>,
     /// An ordered connection whose message this socket has.
     ordered: Option<Arc<Psock>>,
+    /// It has messages with a key in hand (`steering.rs`).
+    keyed: bool,
     /// The open message of `send_with`.
     pub(crate) open: OpenMessage,
-    parker: SharedParker,
     spin: Spin,
     left_watch_at: Option<Instant>,
     /// The connection that this socket has last been alone with.
@@ -105,6 +112,8 @@ pub(crate) struct SocketState {
     pub(crate) counters: crate::stats::SocketCounters,
     /// Where the last unaddressed message went.
     pub(crate) last_sent_to: AtomicU64,
+    /// Where its thread sleeps.
+    pub(crate) parker: SharedParker,
 }
 
 impl SocketState {
@@ -133,6 +142,7 @@ impl Socket {
             waiting: AtomicBool::new(false),
             counters: crate::stats::SocketCounters::default(),
             last_sent_to: AtomicU64::new(0),
+            parker: Parker::new(),
         })?;
         mux.add_handle();
         Ok(Self {
@@ -143,8 +153,8 @@ impl Socket {
             lens: Lens::default(),
             partial: None,
             ordered: None,
+            keyed: false,
             open: OpenMessage::default(),
-            parker: Parker::new(),
             spin: Spin::default(),
             left_watch_at: None,
             known: None,
@@ -252,12 +262,14 @@ impl Socket {
     }
 
     /// Says that this socket is done with what it received, without asking for more: the next
-    /// message of an ordered connection may go to others ([`crate::Connection::set_ordered`]), and
-    /// replies kept back for one another go out. (A message that was only looked at, or read in
-    /// part, is still to be received: its connection waits.)
+    /// message of an ordered connection ([`crate::Connection::set_ordered`]) or of a key
+    /// ([`Message::key`]) may go to others, and replies kept back for one another go out. (A message
+    /// that was only looked at, or read in part, is still to be received: its connection and its key
+    /// wait.)
     pub fn done(&mut self) {
         if self.partial.is_none() {
             self.finish_ordered();
+            self.finish_keys();
         }
         gather::end();
         if let Some(hand) = &self.hand {
@@ -341,6 +353,14 @@ impl Socket {
             return Ok(message);
         }
         self.finish_ordered();
+        if self.keyed {
+            if self.state.is_receive_disabled() {
+                self.finish_keys();
+            } else if let Some(message) = self.next_by_key(want) {
+                self.after_recv(true);
+                return Ok(message);
+            }
+        }
         let mut back = None;
         if let Some(hand) = self.hand.take() {
             match hand.end(&self.mux, &self.state) {
@@ -378,6 +398,11 @@ impl Socket {
         }
         let mut looked = false;
         loop {
+            if self.mux.steering.has_for(&self.state)
+                && let Some(message) = self.next_by_key(want)
+            {
+                return Ok(message);
+            }
             self.takes += 1;
             if self.takes >= TAKES_BETWEEN_LOOKS {
                 self.takes = 0;
@@ -385,14 +410,18 @@ impl Socket {
                     self.mux.harvest_for_all();
                 }
             }
-            if let Some(psock) = self.mux.hub.pop(|soon| sys::prefetch(&**soon)) {
-                psock.claim.claim();
-                if let Some(message) = self.take(psock, want) {
+            if let Some(ready) = self.mux.hub.pop(Ready::prefetch) {
+                if let Some(message) = self.take_ready(ready, want) {
                     return Ok(message);
                 }
                 continue;
             }
             match self.turn(nonblocking, &mut looked, deadline) {
+                Got::Ready(ready) => {
+                    if let Some(message) = self.take_ready(ready, want) {
+                        return Ok(message);
+                    }
+                }
                 Got::Psock(psock) => {
                     if let Some(message) = self.take(psock, want) {
                         return Ok(message);
@@ -414,7 +443,6 @@ impl Socket {
         let Self {
             mux,
             state,
-            parker,
             spin,
             left_watch_at,
             known,
@@ -432,13 +460,11 @@ impl Socket {
                 let turn = if nonblocking {
                     mux.hub.try_turn()
                 } else {
-                    mux.hub.turn(parker, deadline)
+                    mux.hub.turn(&state.parker, deadline)
                 };
                 match turn {
-                    Turn::Item(psock) => {
-                        psock.claim.claim();
-                        Got::Psock(psock)
-                    }
+                    Turn::Item(ready) => Got::Ready(ready),
+                    Turn::Called => Got::Nothing,
                     Turn::Watch => {
                         let psock = if nonblocking {
                             mux.glance(looked)
@@ -490,14 +516,56 @@ impl Socket {
             .mux
             .take(&psock, &self.state, want, &mut self.granted)?;
         if self.mux.psock_count() == 1 {
-            if taken.hand.is_none() && taken.ordered.is_none() && self.mux.socket_count() == 1 {
+            let plain = taken.hand.is_none() && taken.ordered.is_none() && !taken.keyed;
+            if plain && self.mux.socket_count() == 1 {
                 self.solo = self.mux.establish_solo(&psock);
             }
             self.known = Some(Known { psock, generation });
         }
         self.hand = taken.hand;
         self.ordered = taken.ordered;
+        self.keyed |= taken.keyed;
         Some(taken.message)
+    }
+
+    fn take_ready(&mut self, ready: Ready, want: usize) -> Option<Message> {
+        match ready {
+            Ready::Connection(psock) => {
+                psock.claim.claim();
+                self.take(psock, want)
+            }
+            Ready::Key(key, _) => self.take_by_key(want, |socket, most, out| {
+                socket.mux.take_key(key, &socket.state, most, out);
+            }),
+        }
+    }
+
+    /// What was set aside for this socket, which is done with the keys that it had.
+    fn next_by_key(&mut self, want: usize) -> Option<Message> {
+        self.keyed = false;
+        self.take_by_key(want, |socket, most, out| {
+            socket.mux.ask_by_key(&socket.state, most, out);
+        })
+    }
+
+    fn take_by_key(
+        &mut self,
+        want: usize,
+        take: impl FnOnce(&Self, usize, &mut dyn FnMut(Message)),
+    ) -> Option<Message> {
+        let mut first = None;
+        let mut granted = std::mem::take(&mut self.granted);
+        take(self, want, &mut |message| {
+            self.state.counters.received(1, message.len());
+            if first.is_none() {
+                first = Some(message);
+            } else {
+                granted.push(message);
+            }
+        });
+        self.granted = granted;
+        self.keyed |= first.is_some();
+        first
     }
 
     /// Messages that this socket was given are for whoever asks next; then it is done with their
@@ -505,7 +573,7 @@ impl Socket {
     fn give_back(&mut self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             self.state.counters.returned(message.len());
-            message.psock().clone().give_back(message);
+            message.psock().clone().give_back(message, &self.state);
         }
         if self.partial.is_none() {
             self.finish_ordered();
@@ -516,6 +584,13 @@ impl Socket {
     fn finish_ordered(&mut self) {
         if let Some(psock) = self.ordered.take() {
             psock.release_order();
+        }
+    }
+
+    /// The keys that this socket was working on are anybody's.
+    fn finish_keys(&mut self) {
+        if std::mem::take(&mut self.keyed) {
+            self.mux.finish_keys(&self.state);
         }
     }
 
@@ -554,6 +629,8 @@ impl From<NoMessage> for Error {
 }
 
 enum Got {
+    Ready(Ready),
+    /// With its claim.
     Psock(Arc<Psock>),
     Nothing,
     TimedOut,
@@ -591,6 +668,7 @@ impl Drop for Socket {
         if let Some(psock) = back {
             psock.release(true);
         }
+        self.mux.leave_steering(&self.state);
         self.state.poll.close(&self.mux, &self.state);
         self.mux.counters.absorb_socket(&self.state.counters);
         self.mux.remove_socket(self.state.index);

@@ -17,7 +17,7 @@
 //!
 //! While it is RETAINED, anybody who begins to wait for messages breaks it off and has the watch.
 //! While it is ACTIVE, its thread is the watcher as any other, and is brought back in the same way.
-//! It handles the plain case alone: one whole message and nothing behind it.
+//! It handles the plain case alone: one whole message without a key, and nothing behind it.
 
 use std::sync::Arc;
 
@@ -213,11 +213,10 @@ impl Mux {
         let Step::Message(frame) = rx.step() else {
             return None;
         };
-        let len = rx.bytes().len();
-        if frame.len != len as u64 {
+        if frame.len != rx.bytes().len() as u64 || frame.key.is_some() {
             return None;
         }
-        let message = rx.cut(psock, len)?;
+        let message = rx.cut(psock, &frame)?;
         psock.count_received(state, 1, message.len());
         Some(message)
     }

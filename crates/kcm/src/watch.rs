@@ -31,8 +31,8 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
-    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, sys,
-    transport::Carrier,
+    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, steering::Ready,
+    sys, transport::Carrier,
 };
 
 /// Events of one wait with one socket. Fewer cost more waits: with 1, the rate on 200 connections
@@ -230,7 +230,7 @@ impl Mux {
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
         self.watch.enter();
-        let mut others = Vec::new();
+        let mut others: Vec<Arc<Psock>> = Vec::new();
         let own = match self.watchable_alone(known) {
             Some(psock) => self.watch_alone(psock, spin, deadline),
             None => {
@@ -250,6 +250,7 @@ impl Mux {
         }
         let successor =
             own.is_some() && self.watch.absence_ns.load(Ordering::Relaxed) > SHORT_ABSENCE_NS;
+        let others = others.into_iter().map(Ready::Connection);
         self.hub.leave_watch(others, successor);
         own
     }
@@ -266,8 +267,9 @@ impl Mux {
                     own = Some(psock);
                 }
             }
-            _ => own = self.harvest(&mut others, Some(Duration::ZERO)),
+            _ => own = self.harvest(&mut others, Some(Duration::ZERO), true),
         }
+        let others = others.into_iter().map(Ready::Connection);
         self.hub.leave_watch(others, false);
         own
     }
@@ -276,9 +278,9 @@ impl Mux {
     /// before they came, and an edge-triggered loop is not told of them twice.
     pub(crate) fn glance_beside(self: &Arc<Self>) -> Option<Arc<Psock>> {
         let mut others = Vec::new();
-        let own = self.harvest(&mut others, Some(Duration::ZERO));
+        let own = self.harvest(&mut others, Some(Duration::ZERO), false);
         if !others.is_empty() {
-            let kick = self.hub.extend(others);
+            let kick = self.hub.extend(others.into_iter().map(Ready::Connection));
             self.after_push(kick);
         }
         own
@@ -414,20 +416,23 @@ impl Mux {
         if self.spin {
             let mut own = None;
             if spin.until(|| {
-                own = self.harvest(others, Some(Duration::ZERO));
+                own = self.harvest(others, Some(Duration::ZERO), true);
                 own.is_some() || self.hub.is_kicked()
             }) {
                 return own;
             }
         }
-        self.harvest(others, timeout)
+        self.harvest(others, timeout, true)
     }
 
-    /// Waits for events; the first connection with its claim, the others to be pushed.
+    /// Waits for events; the first connection with its claim, the others to be pushed. `watches`: the
+    /// caller has the watch. The bell is for it alone: who looked beside it and silenced the bell would
+    /// leave it asleep, and known to be on its way, for ever.
     fn harvest(
         &self,
         others: &mut Vec<Arc<Psock>>,
         timeout: Option<Duration>,
+        watches: bool,
     ) -> Option<Arc<Psock>> {
         let most = if self.socket_count() > 1 {
             HARVEST_SHARED
@@ -460,7 +465,7 @@ impl Mux {
                 }
             }
         });
-        if events.iter().any(|event| event.data.u64() == BELL) {
+        if watches && events.iter().any(|event| event.data.u64() == BELL) {
             let _ = rustix::io::read(&self.watch.bell, &mut [0; 8]);
         }
         own

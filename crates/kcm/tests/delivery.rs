@@ -306,3 +306,44 @@ fn time_limits_are_those_of_std_net() {
         assert_eq!(number_of(&message), (1, 1));
     });
 }
+
+/// A busy thread looks for events beside one that waits for them: it must not take the news that is
+/// meant to bring that one back, or nothing reaches it any more.
+#[test]
+fn a_watcher_is_reached_while_others_look_beside_it() {
+    bounded(60, || {
+        const COUNT: u64 = 400;
+        for round in 0..200 {
+            let mux = mux();
+            let received = Arc::new(AtomicU64::new(0));
+            let workers: Vec<_> = (0..3)
+                .map(|_| {
+                    let mut socket = mux.socket().expect("a socket");
+                    let received = received.clone();
+                    thread::spawn(move || {
+                        while socket.recv().is_ok() {
+                            received.fetch_add(1, Ordering::SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            let peers: Vec<_> = (0..3).map(|_| attached(&mux).1).collect();
+            for (connection, peer) in (0..).zip(&peers) {
+                let burst: Vec<_> = (0..COUNT)
+                    .flat_map(|number| numbered(connection, number, 16))
+                    .collect();
+                write(peer, &burst);
+            }
+            wait_until("all is received", || {
+                received.load(Ordering::SeqCst) == 3 * COUNT
+            });
+            mux.shutdown();
+            for worker in workers {
+                wait_until(
+                    &format!("round {round}: a thread is told of the end"),
+                    || worker.is_finished(),
+                );
+            }
+        }
+    });
+}

@@ -350,7 +350,14 @@ impl Actor {
         let key = sock.key;
         let mut model = self.world.model();
         match sock.part.take() {
-            None => model.taken(key, asked, id, message, message.len()),
+            None => {
+                model.taken(key, asked, id, message, message.len());
+                assert_eq!(
+                    (message.key(), message.class()),
+                    model.label(id, message),
+                    "{id}: key and class"
+                );
+            }
             Some((part_id, mut part)) => {
                 assert_eq!(part_id, id, "the rest of another");
                 part.extend_from_slice(message);

@@ -8,7 +8,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use kcm::{ConnectionEvent, ConnectionId, EndReason, Fault};
 
-use crate::peer::{Ending, Peer};
+use crate::{
+    peer::{Ending, Peer},
+    wire::Wire,
+};
 
 /// A socket of the simulation, for as long as it lives.
 pub(crate) type Key = usize;
@@ -21,7 +24,12 @@ pub(crate) struct Model {
     pub(crate) attached: Vec<ConnectionId>,
     /// Where each socket stands in each connection's row: the place, and `returns_ended` when it
     /// asked.
-    seen: HashMap<(Key, ConnectionId), (usize, u64)>,
+    /// (For messages with a key, for each key: those of others may pass it.)
+    seen: HashMap<(Key, ConnectionId, Option<u32>), (usize, u64)>,
+    /// Who works on which key of messages.
+    keys: HashMap<u32, Key>,
+    /// One thread does everything, and it is known who works on what.
+    one_thread: bool,
     /// Times that a socket gave messages back that it had been given: begun, and done.
     returns_begun: u64,
     returns_ended: u64,
@@ -67,6 +75,13 @@ pub(crate) enum State {
 }
 
 impl Model {
+    pub(crate) fn new(one_thread: bool) -> Self {
+        Self {
+            one_thread,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn add_peer(&mut self, peer: Arc<Peer>) -> usize {
         self.peers.push(Far {
             taken: vec![None; peer.plan.ends.len()],
@@ -114,6 +129,7 @@ impl Model {
                 connection.holder = None;
             }
         }
+        self.keys.retain(|_, holder| *holder != socket);
         self.returns_ended
     }
 
@@ -178,7 +194,15 @@ impl Model {
             );
             connection.holder = Some(socket);
         }
-        let last = self.seen.insert((socket, id), (place, asked));
+        let (label, _) = plan.wire.label(number);
+        if let Some(label) = label {
+            let holder = self.keys.insert(label, socket);
+            assert!(
+                !self.one_thread || holder.is_none_or(|holder| holder == socket),
+                "{id}: {place} of key {label} went to {socket} while {holder:?} is at work"
+            );
+        }
+        let last = self.seen.insert((socket, id, label), (place, asked));
         if let Some((before, then)) = last {
             // Messages that another socket had and gave back may be older than its own.
             assert!(
@@ -189,6 +213,13 @@ impl Model {
         }
         self.received += 1;
         self.received_bytes += len as u64;
+    }
+
+    /// The key and class of this message, by its bytes.
+    pub(crate) fn label(&self, id: ConnectionId, bytes: &[u8]) -> (Option<u32>, u8) {
+        let wire = self.peers[self.connections[&id].far].peer.plan.wire;
+        let (_, number) = wire.identity(bytes).expect("it was known");
+        wire.label(number)
     }
 
     /// The end of a connection was told.
@@ -303,8 +334,9 @@ impl Model {
                 .filter(|&place| far.taken[place] == Some(*id))
                 .collect();
             let gap = mine.iter().zip(connection.first..).find(|(a, b)| **a != *b);
-            // Closing drops what was given back, while others may have what followed it.
-            let may_drop = connection.state == State::Closed && self.returns_begun > 0;
+            // Closing drops what was given back or set aside, while others may have what followed.
+            let passed = self.returns_begun > 0 || far.peer.plan.wire == Wire::Keyed;
+            let may_drop = connection.state == State::Closed && passed;
             assert!(
                 gap.is_none() || may_drop,
                 "{id}: a gap before message {gap:?} ({:?})",

@@ -103,7 +103,7 @@ impl Plan {
         let mut begun = None;
         if ending == Ending::TooBig {
             let body = longest + random.between(1, 1000);
-            if matches!(wire, Wire::U32 | Wire::Varint | Wire::Text) {
+            if matches!(wire, Wire::U32 | Wire::Varint | Wire::Text | Wire::Keyed) {
                 let header = wire.header(place, body);
                 begun = Some(header.len() + body);
                 bytes.extend(header);

@@ -73,7 +73,13 @@ impl Actor {
         let far = self.world.model().connection(id).far;
         let one = self.sender();
         let (number, message) = self.compose(Some(far));
-        let result = self.sockets[one].socket.send_to(id, &message);
+        let socket = &self.sockets[one].socket;
+        let result = if self.world.setup.keyed && self.random.once_in(2) {
+            let key = self.random.pick(&[1, 2, 3]);
+            socket.send_keyed_to(id, key, &message)
+        } else {
+            socket.send_to(id, &message)
+        };
         self.note_sent(number, &result);
     }
 

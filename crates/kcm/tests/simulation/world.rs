@@ -44,6 +44,8 @@ pub(crate) struct Setup {
     pub(crate) polled: bool,
     /// Connections are ordered.
     pub(crate) ordered: bool,
+    /// Some peers' messages have keys and classes.
+    pub(crate) keyed: bool,
 }
 
 pub(crate) struct World {
@@ -74,6 +76,7 @@ impl Setup {
             steps: random.between(30, 500) * if threads > 1 { 2 } else { 1 },
             polled: random.once_in(4),
             ordered: random.once_in(4),
+            keyed: random.once_in(2),
         }
     }
 
@@ -95,12 +98,14 @@ impl World {
             .sticky_send(setup.sticky)
             .spin(setup.spin)
             .linger(setup.linger)
+            // No socket counts as stuck: the order of keys holds.
+            .key_patience(Duration::from_secs(3600))
             .build()
             .expect("a mux");
         Arc::new(Self {
             setup,
             mux,
-            model: Mutex::default(),
+            model: Mutex::new(Model::new(setup.threads == 1)),
             sent: Mutex::default(),
         })
     }
@@ -136,6 +141,7 @@ impl World {
         let wire = match random.below(6) {
             0 => Wire::Text,
             1 => Wire::Counted,
+            2..4 if setup.keyed => Wire::Keyed,
             _ => setup.wire,
         };
         let mut model = self.model();
