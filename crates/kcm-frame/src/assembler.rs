@@ -12,7 +12,9 @@ use std::fmt;
 
 use crate::errno::EPROTO;
 use crate::framing::FrameFn;
-use crate::{Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, Varint, Verdict};
+use crate::{
+    Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, Stateless, Varint, Verdict,
+};
 
 /// Where the next message of the stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,15 +187,15 @@ impl Assembler {
         self.forget();
     }
 
-    /// The framing as a plain value, if it is one.
-    #[inline]
+    /// The framing, if it looks at a message's bytes alone.
     #[must_use]
-    pub fn native(&self) -> Option<Native> {
+    pub fn stateless(&self) -> Option<Stateless> {
         match &self.rule {
-            Rule::Length(field) => Some(Native::Length(*field)),
-            Rule::Varint(varint) => Some(Native::Varint(*varint)),
-            Rule::Fixed(fixed) => Some(Native::Fixed(*fixed)),
-            Rule::Closure(_) | Rule::Stateful(_) => None,
+            Rule::Length(field) => Some(Stateless::Native(Native::Length(*field))),
+            Rule::Varint(varint) => Some(Stateless::Native(Native::Varint(*varint))),
+            Rule::Fixed(fixed) => Some(Stateless::Native(Native::Fixed(*fixed))),
+            Rule::Closure(function) => Some(Stateless::Closure(function.clone())),
+            Rule::Stateful(_) => None,
         }
     }
 

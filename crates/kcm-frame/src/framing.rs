@@ -152,6 +152,29 @@ impl Native {
     }
 }
 
+/// The framings that look at a message's bytes alone: whoever has the bytes can cut them, without the
+/// connection's [`Assembler`](crate::Assembler).
+#[derive(Clone, Debug)]
+pub enum Stateless {
+    /// A plain value.
+    Native(Native),
+    /// A function.
+    Closure(FrameFn),
+}
+
+impl Stateless {
+    /// What the rule says of bytes that begin at a message's first byte. Of a function, this is what
+    /// it gives: an assembler has still to refuse a length of 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn parse(&self, bytes: &[u8]) -> Verdict {
+        match self {
+            Self::Native(native) => native.parse(bytes),
+            Self::Closure(function) => function.parse(bytes),
+        }
+    }
+}
+
 type DynFrameFn = dyn Fn(&[u8]) -> Verdict + Send + Sync;
 type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 

@@ -58,7 +58,7 @@ mod verdict;
 pub use assembler::{Assembler, Step};
 pub use error::{Fault, FrameError};
 pub use fixed::Fixed;
-pub use framing::{FrameFn, Framing, Native, ParserFactory};
+pub use framing::{FrameFn, Framing, Native, ParserFactory, Stateless};
 pub use header::{Header, MAX_HEADER};
 pub use length_field::{Endian, LengthField, MAX_FIELD_OFFSET};
 pub use limits::{

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use kcm_frame::{Frame, Native, Step, Verdict};
+use kcm_frame::{Frame, Stateless, Step, Verdict};
 
 use crate::{
     chunk::{Credit, Row},
@@ -46,7 +46,7 @@ pub(crate) type Lens = [u32; ROW];
 /// What a socket walks through alone.
 pub(crate) struct Hand {
     credit: Credit<Origin>,
-    native: Native,
+    rule: Stateless,
     start: usize,
     max_message_bytes: u64,
     /// References in the credit at the beginning, one for each message; and those at which others
@@ -116,21 +116,11 @@ impl Hand {
         (state.lease).advance(self.credit.position(), self.credit.left())
     }
 
-    /// The length of the message at the front, if it is there as a whole.
+    /// The length of the message at the front, if it is there as a whole and nothing but its length
+    /// is known of it: steering has no say in a walk.
     #[inline(always)]
     fn whole_message(&self, rest: &[u8]) -> Option<usize> {
-        let Verdict::Message(frame) = self.native.parse(rest) else {
-            return None;
-        };
-        if frame.len > self.max_message_bytes.min(rest.len() as u64) {
-            return None;
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "not above the slice's length"
-        )]
-        let len = frame.len as usize;
-        Some(len)
+        whole_message(&self.rule, rest, self.max_message_bytes)
     }
 
     /// Ends the walk.
@@ -138,7 +128,7 @@ impl Hand {
         let Self {
             mut credit,
             psock,
-            native,
+            rule,
             start,
             credit_at_start,
             ..
@@ -164,7 +154,7 @@ impl Hand {
             Err(met_at) => {
                 let mut messages = VecDeque::new();
                 while credit.position() < met_at
-                    && let Verdict::Message(frame) = native.parse(credit.rest())
+                    && let Verdict::Message(frame) = rule.parse(credit.rest())
                     && let Ok(len) = usize::try_from(frame.len)
                 {
                     messages.push_back(Message::new(credit.take(len)));
@@ -194,6 +184,32 @@ impl Psock {
         add(&self.counters.rx_messages, messages);
         add(&self.counters.rx_bytes, bytes as u64);
     }
+}
+
+#[inline(always)]
+fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Option<usize> {
+    let frame = match rule {
+        Stateless::Native(native) => native.parse(rest),
+        Stateless::Closure(function) => match function.parse(rest) {
+            // Neither is for a walk.
+            Verdict::Message(frame) if frame.len == 0 || Label::of(&frame) != Label::PLAIN => {
+                return None;
+            }
+            verdict => verdict,
+        },
+    };
+    let Verdict::Message(frame) = frame else {
+        return None;
+    };
+    if frame.len > max_message_bytes.min(rest.len() as u64) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "not above the slice's length"
+    )]
+    let len = frame.len as usize;
+    Some(len)
 }
 
 /// Whether the rest of a burst was leased.
@@ -402,7 +418,7 @@ impl Mux {
 
     /// Leases the rest of a burst to the caller, if nobody else waits for a message.
     fn lease(&self, psock: &Arc<Psock>, rx: &Rx, state: &SocketState) -> Lent {
-        let (Some(native), Some(buffer)) = (rx.assembler.native(), rx.buffer()) else {
+        let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
             return Lent::No;
         };
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
@@ -417,11 +433,8 @@ impl Mux {
             return Lent::No;
         }
         // Less than one more message is not worth it.
-        let Verdict::Message(frame) = native.parse(rx.bytes()) else {
-            return Lent::No;
-        };
         let max_message_bytes = rx.assembler.limits().max_message_bytes as u64;
-        if frame.len > max_message_bytes.min(rx.bytes().len() as u64) {
+        if whole_message(&rule, rx.bytes(), max_message_bytes).is_none() {
             return Lent::No;
         }
         rx.note_label(Label::PLAIN);
@@ -444,7 +457,7 @@ impl Mux {
         credit.begin_walk();
         Lent::Hand(Hand {
             credit,
-            native,
+            rule,
             start: position,
             max_message_bytes,
             credit_at_start,

@@ -85,6 +85,11 @@ impl<T> Lease<T> {
         !self.revoked.load(Ordering::Relaxed)
     }
 
+    /// The holder: whether it was revoked.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
+
     /// The holder gives the lease up: what it was leased from, or, where it was revoked, the
     /// position from which the revoker took.
     pub(crate) fn end(&self) -> Result<T, usize> {

@@ -10,8 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod batch;
+
+pub use batch::Batch;
+
 use crate::{
-    chunk::Row,
     connection::ConnectionId,
     delivery::{Hand, HandEnd, Lens},
     error::{Error, Result},
@@ -23,7 +26,6 @@ use crate::{
     mux::Mux,
     psock::Psock,
     readiness::Poll,
-    receive::Origin,
     send::OpenMessage,
     spin::Spin,
     steering::Ready,
@@ -219,30 +221,6 @@ impl Socket {
         Ok(received)
     }
 
-    /// Up to `max` messages at once: waits for the first, and takes others that are there,
-    /// from the same burst. While other sockets wait it takes no more than its share.
-    ///
-    /// Gives an iterator; what is not taken from it stays for the next receive, of any socket.
-    ///
-    /// # Errors
-    ///
-    /// As [`Socket::recv`].
-    pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
-        let left = max.max(1);
-        if self.partial.is_none() {
-            let next = match &mut self.hand {
-                Some(hand) => hand.next_row(&self.state, left, &mut self.lens),
-                None => None,
-            };
-            if let Some(row) = next {
-                return Ok(Batch::new(self, row, left));
-            }
-            let first = self.recv_slow(left)?;
-            self.granted.push_front(first);
-        }
-        Ok(Batch::new(self, Row::empty(), left))
-    }
-
     /// The next message, or what is left of one that was read in part; it stays, with this socket,
     /// to be received.
     ///
@@ -362,17 +340,10 @@ impl Socket {
             }
         }
         let mut back = None;
-        if let Some(hand) = self.hand.take() {
-            match hand.end(&self.mux, &self.state) {
-                HandEnd::Back(psock) => back = Some(psock),
-                HandEnd::Revoked(mut messages) => {
-                    let first = messages.pop_front();
-                    // A batch was left with them.
-                    self.give_back(messages);
-                    if let Some(first) = first {
-                        return Ok(first);
-                    }
-                }
+        if self.hand.is_some() {
+            back = self.end_hand();
+            if let Some(message) = self.granted.next() {
+                return Ok(message);
             }
         }
         let result = self.wait(back, want);
@@ -568,6 +539,18 @@ impl Socket {
         first
     }
 
+    /// Ends the walk through a burst: the connection, if this socket has its claim again. Messages that
+    /// are this socket's though somebody else took the rest are granted to it.
+    fn end_hand(&mut self) -> Option<Arc<Psock>> {
+        match self.hand.take()?.end(&self.mux, &self.state) {
+            HandEnd::Back(psock) => Some(psock),
+            HandEnd::Revoked(messages) => {
+                (messages.into_iter()).for_each(|message| self.granted.push(message));
+                None
+            }
+        }
+    }
+
     /// Messages that this socket was given are for whoever asks next; then it is done with their
     /// connection.
     fn give_back(&mut self, messages: impl IntoIterator<Item = Message>) {
@@ -655,15 +638,9 @@ impl Drop for Socket {
         if self.solo {
             self.mux.break_solo();
         }
+        let back = self.end_hand();
         let mut messages = self.granted.take_all();
         messages.extend(self.partial.take().map(|(message, _)| message));
-        let mut back = None;
-        if let Some(hand) = self.hand.take() {
-            match hand.end(&self.mux, &self.state) {
-                HandEnd::Back(psock) => back = Some(psock),
-                HandEnd::Revoked(message) => messages.extend(message),
-            }
-        }
         self.give_back(messages);
         if let Some(psock) = back {
             psock.release(true);
@@ -681,140 +658,6 @@ impl fmt::Debug for Socket {
         f.debug_struct("Socket")
             .field("index", &self.state.index)
             .finish_non_exhaustive()
-    }
-}
-
-/// Messages taken together; from [`Socket::recv_batch`].
-pub struct Batch<'a> {
-    /// The next of them; `Socket::lens` has their lengths.
-    row: Row<Origin>,
-    /// Which of the lengths is next.
-    next: usize,
-    /// How many may be taken beside the row.
-    left: usize,
-    socket: &'a mut Socket,
-}
-
-impl<'a> Batch<'a> {
-    fn new(socket: &'a mut Socket, row: Row<Origin>, max: usize) -> Self {
-        Self {
-            next: 0,
-            left: max - row.views(),
-            row,
-            socket,
-        }
-    }
-}
-
-impl Iterator for Batch<'_> {
-    type Item = Message;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Message> {
-        if self.row.views() == 0 {
-            // By value: a batch whose address goes elsewhere could not stay in registers.
-            match self.socket.more_of_batch(self.left) {
-                More::Row(row) => {
-                    self.left -= row.views();
-                    self.next = 0;
-                    self.row = row;
-                }
-                More::One(message) => {
-                    self.left -= 1;
-                    return Some(message);
-                }
-                More::None => {
-                    self.left = 0;
-                    return None;
-                }
-            }
-        }
-        let len = *self.socket.lens.get(self.next)?;
-        self.next += 1;
-        Some(Message::new(self.row.take(len as usize)))
-    }
-}
-
-/// What a batch goes on with.
-enum More {
-    Row(Row<Origin>),
-    One(Message),
-    None,
-}
-
-impl Socket {
-    /// More for a batch that may take `left`.
-    #[inline(never)]
-    fn more_of_batch(&mut self, left: usize) -> More {
-        if left == 0 {
-            return More::None;
-        }
-        if let Some((message, from)) = self.partial.take() {
-            return More::One(message.share_from(from));
-        }
-        if let Some(message) = self.granted.next_single() {
-            return More::One(message);
-        }
-        let row = match &mut self.hand {
-            Some(hand) => hand.next_row(&self.state, left, &mut self.lens),
-            None => self.granted.next_row(left, &mut self.lens),
-        };
-        row.map_or(More::None, More::Row)
-    }
-
-    /// A batch is over; what was not taken from it is for whoever asks next.
-    #[inline(never)]
-    fn end_batch(&mut self, row: Row<Origin>, next: usize) {
-        if row.views() > 0 || !self.granted.is_empty() {
-            self.return_rest(row, next);
-        }
-        self.after_recv(true);
-    }
-
-    #[cold]
-    fn return_rest(&mut self, mut row: Row<Origin>, next: usize) {
-        let mut messages = self.granted.take_all();
-        match &mut self.hand {
-            // Rows are of the walk, what was granted is not.
-            Some(hand) if messages.is_empty() => {
-                if hand.put_back(&self.state, row) {
-                    return;
-                }
-            }
-            _ => {
-                for &len in &self.lens[next..][..row.views()] {
-                    messages.push_back(Message::new(row.take(len as usize)));
-                }
-            }
-        }
-        let mut back = None;
-        match self
-            .hand
-            .take()
-            .map(|hand| hand.end(&self.mux, &self.state))
-        {
-            Some(HandEnd::Back(psock)) => back = Some(psock),
-            Some(HandEnd::Revoked(more)) => messages.extend(more),
-            None => {}
-        }
-        self.give_back(messages);
-        if let Some(psock) = back {
-            psock.release(true);
-        }
-    }
-}
-
-impl Drop for Batch<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        let row = std::mem::replace(&mut self.row, Row::empty());
-        self.socket.end_batch(row, self.next);
-    }
-}
-
-impl fmt::Debug for Batch<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch").finish_non_exhaustive()
     }
 }
 

@@ -71,6 +71,42 @@ fn nothing_lost_nothing_twice() {
     });
 }
 
+/// Sockets that take batches take the rest of a burst from one another all the time. What one had cut
+/// off already at that moment is still its own: nobody gets it behind later ones.
+#[test]
+fn batches_keep_the_order_when_a_burst_changes_hands() {
+    bounded(60, || {
+        const COUNT: u64 = 100_000;
+        let mux = mux();
+        let left = Arc::new(AtomicU64::new(COUNT));
+        let consumers: Vec<_> = (0..3)
+            .map(|_| {
+                let (mut socket, left) = (mux.socket().expect("a socket"), left.clone());
+                thread::spawn(move || {
+                    let mut seen = Seen::default();
+                    let limit = Some(Duration::from_millis(20));
+                    socket.set_read_timeout(limit).expect("a limit");
+                    while left.load(Ordering::Relaxed) > 0 {
+                        let before = seen.all.len();
+                        match socket.recv_batch(1000) {
+                            Ok(batch) => batch.for_each(|message| seen.note(&message)),
+                            Err(error) => assert!(matches!(error, Error::WouldBlock), "{error}"),
+                        }
+                        left.fetch_sub((seen.all.len() - before) as u64, Ordering::Relaxed);
+                    }
+                    seen.all
+                })
+            })
+            .collect();
+        let senders = senders(&mux, 1, COUNT, 20);
+        let _peers: Vec<_> = (senders.into_iter())
+            .map(|s| s.join().expect("sent"))
+            .collect();
+        let all = (consumers.into_iter()).flat_map(|c| c.join().expect("received"));
+        assert_complete(all.collect(), 1, COUNT);
+    });
+}
+
 #[test]
 fn no_message_is_left_behind_a_socket_that_holds_still() {
     bounded(60, || {
