@@ -76,11 +76,12 @@ fn nothing_lost_nothing_twice() {
 #[test]
 fn batches_keep_the_order_when_a_burst_changes_hands() {
     bounded(60, || {
-        const COUNT: u64 = 100_000;
+        const COUNT: u64 = 400_000;
         let mux = mux();
         let left = Arc::new(AtomicU64::new(COUNT));
+        // The first is always there; the others come now and then, and find it in a burst.
         let consumers: Vec<_> = (0..3)
-            .map(|_| {
+            .map(|pause_us| {
                 let (mut socket, left) = (mux.socket().expect("a socket"), left.clone());
                 thread::spawn(move || {
                     let mut seen = Seen::default();
@@ -88,6 +89,9 @@ fn batches_keep_the_order_when_a_burst_changes_hands() {
                     socket.set_read_timeout(limit).expect("a limit");
                     while left.load(Ordering::Relaxed) > 0 {
                         let before = seen.all.len();
+                        if pause_us > 0 {
+                            thread::sleep(Duration::from_micros(50 * pause_us));
+                        }
                         match socket.recv_batch(1000) {
                             Ok(batch) => batch.for_each(|message| seen.note(&message)),
                             Err(error) => assert!(matches!(error, Error::WouldBlock), "{error}"),
