@@ -440,7 +440,7 @@ fn verify_needs_no_input() {
             cbpf,
             &[
                 "instructions: ",
-                "4 bytes at 0, big endian, plus 4",
+                "a length field in 32 bits: len:size=4,bias=4,bits=32\n",
                 "exit\n",
             ],
         ),
