@@ -113,7 +113,10 @@ impl Transmit {
         let (result, left) = if hold {
             self.queue.hold(pieces, addressed, wait)
         } else {
-            self.queue.send(pieces, addressed, wait)
+            match self.queue.send(pieces, addressed, wait) {
+                None => return Ok(()),
+                Some(outcome) => *outcome,
+            }
         };
         self.see_to(psock, left);
         result

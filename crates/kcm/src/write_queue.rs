@@ -56,6 +56,12 @@ pub(crate) enum Left {
     },
 }
 
+/// How a send ended, where it is more than this: the message is out, and nothing is left to be seen
+/// to. That is nearly always, and is `None`: a result of this size, returned for each message, costs
+/// more than the way in and out (the processor cannot forward what is written in parts and read as a
+/// whole).
+pub(crate) type Outcome = Option<Box<(Result<()>, Left)>>;
+
 pub(crate) struct WriteQueue<S> {
     pub(crate) right: WriteRight<S>,
     limit_bytes: usize,
@@ -161,12 +167,7 @@ impl<S: Outlet> WriteQueue<S> {
     /// Sends one message, straight from the caller's memory as far as the system takes it at once.
     /// `addressed`: it must go to this connection.
     #[inline]
-    pub(crate) fn send(
-        &self,
-        pieces: &[IoSlice<'_>],
-        addressed: bool,
-        wait: Wait,
-    ) -> (Result<()>, Left) {
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>], addressed: bool, wait: Wait) -> Outcome {
         let message = Message::new(pieces, addressed);
         match self.right.enter() {
             Some(writer) => self.send_at_once(writer, message),
@@ -175,10 +176,10 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     #[cold]
-    fn send_slow(&self, message: Message<'_>, wait: Wait) -> (Result<()>, Left) {
+    fn send_slow(&self, message: Message<'_>, wait: Wait) -> Outcome {
         match self.lock_with_room(wait) {
             Ok(locked) => self.send_locked(locked, message),
-            Err(e) => (Err(e), Left::Plain),
+            Err(e) => Some(Box::new((Err(e), Left::Plain))),
         }
     }
 
@@ -245,7 +246,7 @@ impl<S: Outlet> WriteQueue<S> {
             ..Message::new(&pieces, true)
         };
         if let Some(writer) = self.right.enter() {
-            return self.send_at_once(writer, message).1;
+            return left_of(self.send_at_once(writer, message));
         }
         let locked = self.right.lock();
         if locked.ended.is_some() {
@@ -253,7 +254,7 @@ impl<S: Outlet> WriteQueue<S> {
             locked.notify();
             return Left::Plain;
         }
-        self.send_locked(locked, message).1
+        left_of(self.send_locked(locked, message))
     }
 
     /// Queues a message and writes.
@@ -386,6 +387,10 @@ impl<S: Outlet> WriteQueue<S> {
     pub(crate) fn set_queued(&self, _: &Locked<'_, S>, bytes: usize) {
         self.queued_bytes.store(bytes, Ordering::Relaxed);
     }
+}
+
+fn left_of(outcome: Outcome) -> Left {
+    outcome.map_or(Left::Plain, |outcome| outcome.1)
 }
 
 impl Sent {
