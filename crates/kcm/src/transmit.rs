@@ -256,6 +256,8 @@ impl Transmit {
                 end_linger(psock);
                 psock.mux.sendable();
             }
+            // Its end is told by who ended it, once that is done.
+            Left::Over => drop(psock.mux.remove_psock(psock.id)),
             Left::Ended {
                 reason,
                 given_up,

@@ -46,6 +46,8 @@ pub(crate) enum Left {
     Blocked,
     /// All is sent, and the stream is closed for writing.
     Closed,
+    /// It was given up, but had ended before: who ended it sees to that.
+    Over,
     /// The stream has failed, or was given up.
     Ended {
         reason: EndReason,
@@ -319,6 +321,9 @@ impl<S: Outlet> WriteQueue<S> {
             locked.ended.get_or_insert(reason);
             self.open.store(false, Ordering::Relaxed);
             return Left::Queued;
+        }
+        if locked.ended.is_some() {
+            return Left::Over;
         }
         self.end(locked.begin_writing(), locked, reason, true)
     }
