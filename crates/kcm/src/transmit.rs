@@ -113,7 +113,10 @@ impl Transmit {
         let (result, left) = if hold {
             self.queue.hold(pieces, addressed, wait)
         } else {
-            self.queue.send(pieces, addressed, wait)
+            match self.queue.send(pieces, addressed, wait) {
+                None => return Ok(()),
+                Some(outcome) => *outcome,
+            }
         };
         self.see_to(psock, left);
         result
@@ -253,6 +256,8 @@ impl Transmit {
                 end_linger(psock);
                 psock.mux.sendable();
             }
+            // Its end is told by who ended it, once that is done.
+            Left::Over => drop(psock.mux.remove_psock(psock.id)),
             Left::Ended {
                 reason,
                 given_up,

@@ -46,6 +46,8 @@ pub(crate) enum Left {
     Blocked,
     /// All is sent, and the stream is closed for writing.
     Closed,
+    /// It was given up, but had ended before: who ended it sees to that.
+    Over,
     /// The stream has failed, or was given up.
     Ended {
         reason: EndReason,
@@ -55,6 +57,12 @@ pub(crate) enum Left {
         again: Vec<Outgoing>,
     },
 }
+
+/// How a send ended, where it is more than this: the message is out, and nothing is left to be seen
+/// to. That is nearly always, and is `None`: a result of this size, returned for each message, costs
+/// more than the way in and out (the processor cannot forward what is written in parts and read as a
+/// whole).
+pub(crate) type Outcome = Option<Box<(Result<()>, Left)>>;
 
 pub(crate) struct WriteQueue<S> {
     pub(crate) right: WriteRight<S>,
@@ -161,12 +169,7 @@ impl<S: Outlet> WriteQueue<S> {
     /// Sends one message, straight from the caller's memory as far as the system takes it at once.
     /// `addressed`: it must go to this connection.
     #[inline]
-    pub(crate) fn send(
-        &self,
-        pieces: &[IoSlice<'_>],
-        addressed: bool,
-        wait: Wait,
-    ) -> (Result<()>, Left) {
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>], addressed: bool, wait: Wait) -> Outcome {
         let message = Message::new(pieces, addressed);
         match self.right.enter() {
             Some(writer) => self.send_at_once(writer, message),
@@ -175,10 +178,10 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     #[cold]
-    fn send_slow(&self, message: Message<'_>, wait: Wait) -> (Result<()>, Left) {
+    fn send_slow(&self, message: Message<'_>, wait: Wait) -> Outcome {
         match self.lock_with_room(wait) {
             Ok(locked) => self.send_locked(locked, message),
-            Err(e) => (Err(e), Left::Plain),
+            Err(e) => Some(Box::new((Err(e), Left::Plain))),
         }
     }
 
@@ -245,7 +248,7 @@ impl<S: Outlet> WriteQueue<S> {
             ..Message::new(&pieces, true)
         };
         if let Some(writer) = self.right.enter() {
-            return self.send_at_once(writer, message).1;
+            return left_of(self.send_at_once(writer, message));
         }
         let locked = self.right.lock();
         if locked.ended.is_some() {
@@ -253,7 +256,7 @@ impl<S: Outlet> WriteQueue<S> {
             locked.notify();
             return Left::Plain;
         }
-        self.send_locked(locked, message).1
+        left_of(self.send_locked(locked, message))
     }
 
     /// Queues a message and writes.
@@ -318,6 +321,9 @@ impl<S: Outlet> WriteQueue<S> {
             locked.ended.get_or_insert(reason);
             self.open.store(false, Ordering::Relaxed);
             return Left::Queued;
+        }
+        if locked.ended.is_some() {
+            return Left::Over;
         }
         self.end(locked.begin_writing(), locked, reason, true)
     }
@@ -386,6 +392,10 @@ impl<S: Outlet> WriteQueue<S> {
     pub(crate) fn set_queued(&self, _: &Locked<'_, S>, bytes: usize) {
         self.queued_bytes.store(bytes, Ordering::Relaxed);
     }
+}
+
+fn left_of(outcome: Outcome) -> Left {
+    outcome.map_or(Left::Plain, |outcome| outcome.1)
 }
 
 impl Sent {

@@ -159,7 +159,8 @@ fn queue(wire: &Wire) -> Shared {
 }
 
 fn send(queue: &Shared, message: &[u8], addressed: bool) -> (Result<()>, Left) {
-    queue.send(&[IoSlice::new(message)], addressed, Wait::Forever)
+    let outcome = queue.send(&[IoSlice::new(message)], addressed, Wait::Forever);
+    outcome.map_or((Ok(()), Left::Plain), |outcome| *outcome)
 }
 
 fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
@@ -305,31 +306,37 @@ fn loom_a_failure_reaches_everybody() {
     });
 }
 
-/// A connection that is given up while a thread writes: that one ends it when it is back.
+/// A connection that is given up while a thread writes: that one ends it when it is back. It ends
+/// once, also if its stream fails at the same time.
 #[test]
 fn loom_giving_up_waits_for_the_writer() {
-    check(3, || {
-        let wire = Wire::taking(2);
-        let queue = queue(&wire);
-        let aborter = {
-            let queue = queue.clone();
-            thread::spawn(move || {
-                let left = queue.abort(EndReason::Reset);
-                (matches!(left, Left::Ended { .. }), again(left))
-            })
-        };
-        let (result, left) = send(&queue, b"aaa", false);
-        let mut ends = usize::from(matches!(left, Left::Ended { .. }));
-        let mut handed_back = again(left);
-        let (ended, more) = aborter.join().unwrap();
-        ends += usize::from(ended);
-        handed_back.extend(more);
-        assert_eq!(ends, 1);
-        // It never went out whole, for the stream takes two bytes of it only.
-        assert_eq!(handed_back.len(), usize::from(result.is_ok()));
-        assert_eq!(queue.taken(), (0, 0));
-        assert!(queue.stream().is_none());
-    });
+    for fails in [false, true] {
+        check(3, move || {
+            // It takes less than the message, or nothing.
+            let wire = match fails {
+                false => Wire::taking(2),
+                true => Wire::breaking_after(0),
+            };
+            let queue = queue(&wire);
+            let aborter = {
+                let queue = queue.clone();
+                thread::spawn(move || {
+                    let left = queue.abort(EndReason::Reset);
+                    (matches!(left, Left::Ended { .. }), again(left))
+                })
+            };
+            let (result, left) = send(&queue, b"aaa", false);
+            let mut ends = usize::from(matches!(left, Left::Ended { .. }));
+            let mut handed_back = again(left);
+            let (ended, more) = aborter.join().unwrap();
+            ends += usize::from(ended);
+            handed_back.extend(more);
+            assert_eq!(ends, 1);
+            assert_eq!(handed_back.len(), usize::from(result.is_ok()));
+            assert_eq!(queue.taken(), (0, 0));
+            assert!(queue.stream().is_none());
+        });
+    }
 }
 
 /// A stream is given back when all is sent, what was kept back included; and what comes too late is

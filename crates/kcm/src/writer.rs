@@ -19,7 +19,7 @@ use crate::{
     event::EndReason,
     outgoing::{self, Outgoing, Outlet},
     sync::Ordering,
-    write_queue::{Left, Message, WriteQueue},
+    write_queue::{Left, Message, Outcome, WriteQueue},
     write_right::{Locked, Queue, Then, Writer},
 };
 
@@ -29,7 +29,7 @@ impl<S: Outlet> WriteQueue<S> {
         &'a self,
         mut locked: Locked<'a, S>,
         message: Message<'_>,
-    ) -> (Result<()>, Left) {
+    ) -> Outcome {
         if locked.is_free() && locked.messages.is_empty() {
             let writer = locked.begin_writing();
             drop(locked);
@@ -41,7 +41,7 @@ impl<S: Outlet> WriteQueue<S> {
         } else {
             Left::Queued
         };
-        (Ok(()), left)
+        Some(Box::new((Ok(()), left)))
     }
 
     pub(crate) fn append(&self, locked: &mut Locked<'_, S>, message: &Message<'_>) {
@@ -57,25 +57,25 @@ impl<S: Outlet> WriteQueue<S> {
         &'a self,
         writer: Writer<'a, S>,
         message: Message<'_>,
-    ) -> (Result<()>, Left) {
+    ) -> Outcome {
         let result = writer.with_stream(|stream| stream.send(message.pieces));
         match result {
             Ok(n) if n == message.len => {
                 self.sent_at_once.add(message.count, message.len);
                 match writer.leave(message.kept) {
-                    Ok(()) => (Ok(()), Left::Plain),
-                    Err(writer) => (Ok(()), self.look_before_leaving(writer, message.kept)),
+                    Ok(()) => None,
+                    Err(writer) => self.look_before_leaving(writer, message.kept),
                 }
             }
-            result => self.keep_rest(writer, &message, result),
+            result => Some(Box::new(self.keep_rest(writer, &message, result))),
         }
     }
 
     #[cold]
-    fn look_before_leaving<'a>(&'a self, writer: Writer<'a, S>, kept: usize) -> Left {
+    fn look_before_leaving<'a>(&'a self, writer: Writer<'a, S>, kept: usize) -> Outcome {
         let locked = self.right.lock();
         self.right.unkeep(kept);
-        self.write(writer, locked)
+        Some(Box::new((Ok(()), self.write(writer, locked))))
     }
 
     /// A message was not taken whole.
