@@ -22,10 +22,10 @@
 //!   asked by a socket  │                                               look at the next
 //!                      └── another has it, and 256 wait ─────────────▶ hold the connection back
 //!
-//!   the socket asks again ──▶ it goes on with what waits of its keys ──┐
-//!   it says done, is dropped, or has not asked for a second           ├─▶ announced in the ready
-//!                                                                      │   list: for whoever asks
-//!   an answer waits, and its socket does not come for 10 ms ───────────┘
+//!   the socket asks again ────────────────────▶ it goes on with what waits of one of its keys
+//!   it says done, is dropped,
+//!   or has not asked for a second ────────────▶ what waits is announced in the ready list:
+//!   an answer's socket does not come in 10 ms ▶ it is for whoever asks
 //! ```
 //!
 //! A message of a busy key could stay at the front of its connection until its socket asks. Then one
@@ -39,7 +39,7 @@
 //! on one key then. A dropped socket, also of a thread that panicked, gives up what it has at once.
 //!
 //! All of this is a state machine without a clock or threads (`steering/table.rs`), under one lock. A
-//! message with a key takes that lock twice, some 100 ns, and messages without never: the branch is
+//! message with a key takes that lock twice, and messages without never: the branch is
 //! where a message is cut off its connection, which natives do once for a burst. The state machine
 //! only notes what has to be done with the hub and the sockets; that is done when the caller has left all
 //! locks. The lock is taken with a connection's receiving side locked, and nothing is called under it.

@@ -87,12 +87,13 @@ fn a_message_tells_its_key_and_class() {
             (Some(u32::MAX), 255),
             (Some(0), 0),
         ];
+        let label = |n: u32| labels[n as usize % 5];
         let bytes: Vec<_> = (0..5000)
-            .flat_map(|n| keyed(labels[n % 5].0, labels[n % 5].1, n as u32))
+            .flat_map(|n| keyed(label(n).0, label(n).1, n))
             .collect();
-        let check = |message: &Message, n: usize| {
-            assert_eq!(number(message), n as u32);
-            assert_eq!((message.key(), message.class()), labels[n % 5]);
+        let check = |message: &Message, n: u32| {
+            assert_eq!(number(message), n);
+            assert_eq!((message.key(), message.class()), label(n));
         };
         let (_, peer) = attached(&mux);
         let writer = thread::spawn(move || write(&peer, &bytes));
@@ -102,7 +103,7 @@ fn a_message_tells_its_key_and_class() {
                 0 => kept.push(soon(&mut socket)),
                 1 => {
                     let seen = socket.peek().expect("a look");
-                    check(&seen, kept.len());
+                    check(&seen, u32::try_from(kept.len()).expect("few"));
                     kept.push(soon(&mut socket));
                 }
                 _ => kept.extend(socket.recv_batch(7).expect("a batch")),

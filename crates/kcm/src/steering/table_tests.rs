@@ -7,23 +7,23 @@ use super::*;
 const PATIENCE: Duration = Duration::from_millis(100);
 const SOCKETS: usize = 4;
 const KEYS: u32 = 3;
-const CONNECTIONS: u64 = 3;
+const CONNECTIONS: usize = 3;
 
 /// A message: its key, connection and place there.
-type Message = (u32, u64, u64);
+type Message = (u32, usize, u64);
 
 fn aside(message: Message) -> Aside<Message> {
     Aside {
         message,
         class: 0,
-        connection: ConnectionId(message.1),
+        connection: ConnectionId(message.1 as u64),
         position: message.2,
     }
 }
 
 /// The table, the hub, the connections and the sockets; and, naively, who works on what.
 struct World {
-    table: Table<Message, u64>,
+    table: Table<Message, usize>,
     now: Instant,
     timers: Vec<Instant>,
     announced: VecDeque<u32>,
@@ -35,7 +35,7 @@ struct World {
     /// What each socket works on, and has not lost to another.
     hands: Vec<Vec<Message>>,
     /// By key and connection, the last that went out, unless something came back.
-    last: HashMap<(u32, u64), u64>,
+    last: HashMap<(u32, usize), u64>,
     received: u64,
 }
 
@@ -55,17 +55,17 @@ impl World {
         }
     }
 
-    fn send(&mut self, key: u32, connection: u64) {
+    fn send(&mut self, key: u32, connection: usize) {
         self.sent += 1;
         let message = (key, connection, self.sent);
-        self.streams[connection as usize].0.push_back(message);
+        self.streams[connection].0.push_back(message);
     }
 
     fn hear_news(&mut self) {
         let news = self.table.take_news();
         self.announced.extend(news.announce.iter().map(|it| it.0));
         for connection in news.release {
-            assert!(std::mem::take(&mut self.streams[connection as usize].1));
+            assert!(std::mem::take(&mut self.streams[connection].1));
         }
         self.called.extend(news.call);
         self.timers.extend(news.timer);
@@ -102,18 +102,17 @@ impl World {
             return true;
         }
         for connection in 0..CONNECTIONS {
-            let place = connection as usize;
             let may_pass = connection + 1 < CONNECTIONS;
-            while !self.streams[place].1
-                && let Some(&message) = self.streams[place].0.front()
+            while !self.streams[connection].1
+                && let Some(&message) = self.streams[connection].0.front()
             {
                 let way = (self.table).meet(message.0, socket, may_pass, || connection, || now);
                 if way == Way::Held {
-                    self.streams[place].1 = true;
+                    self.streams[connection].1 = true;
                     self.hear_news();
                     break;
                 }
-                self.streams[place].0.pop_front();
+                self.streams[connection].0.pop_front();
                 if way == Way::Take {
                     self.hear_news();
                     self.got(socket, message);
@@ -154,7 +153,7 @@ impl World {
         self.received -= 1;
         self.last.remove(&(key, connection));
         if self.table.give_back(key, aside(message)).is_some() {
-            let stream = &mut self.streams[connection as usize].0;
+            let stream = &mut self.streams[connection].0;
             let place = stream.partition_point(|it| it.2 < message.2);
             stream.insert(place, message);
         }
@@ -238,7 +237,7 @@ proptest! {
                     2 => world.table.want_no_more(key, socket, || now),
                     _ => world.table.want(key, socket, || now),
                 },
-                _ => world.pass(PATIENCE / 7 * connection as u32),
+                _ => world.pass(PATIENCE / 7 * key),
             }
             world.hear_news();
             world.check();
@@ -309,11 +308,12 @@ fn two_ask_for_one_key_and_get_the_answers_in_turn() {
 
 #[test]
 fn questions_are_forgotten_beyond_a_number() {
-    let mut table: Table<Message, u64> = Table::new(PATIENCE);
+    let mut table: Table<Message, usize> = Table::new(PATIENCE);
+    let most = u32::try_from(MOST_WANTED).unwrap();
     let now = Instant::now();
-    (0..2 * MOST_WANTED as u32).for_each(|key| table.want(key, 0, || now));
+    (0..2 * most).for_each(|key| table.want(key, 0, || now));
     assert_eq!(table.keys.len(), MOST_WANTED);
-    assert!(table.try_take(0, 1) && !table.try_take(MOST_WANTED as u32, 1));
+    assert!(table.try_take(0, 1) && !table.try_take(most, 1));
     table.leave(0, || now);
     table.leave(1, || now);
     assert!(table.keys.is_empty());
