@@ -35,6 +35,9 @@ use crate::{
 
 /// Messages of a lease, when there are other connections that want their turn.
 const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
+/// And where the parser may find others' messages to be more urgent: fewer than go out of a higher class
+/// before a lower one has its turn.
+const UNCLASSED_MESSAGES_AMONG_OTHERS: usize = 8;
 
 /// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
 /// nothing then; and few enough to leave to others what one thread is long busy with.
@@ -427,6 +430,7 @@ impl Mux {
             return Lent::No;
         }
         if self.hub.waiting() > 0
+            || self.hub.highest_class() > 0
             || self.memory.is_much_used()
             || (self.readiness.polled() > 0 && self.socket_count() > 1)
         {
@@ -455,17 +459,18 @@ impl Mux {
             }
         }
         credit.begin_walk();
+        let most = match (self.psock_count(), &rule) {
+            (0 | 1, _) => credit_at_start,
+            (_, Stateless::Native(_)) => LEASE_MESSAGES_AMONG_OTHERS,
+            (_, Stateless::Closure(_)) => UNCLASSED_MESSAGES_AMONG_OTHERS,
+        };
         Lent::Hand(Hand {
             credit,
             rule,
             start: position,
             max_message_bytes,
             credit_at_start,
-            credit_at_stop: if self.psock_count() > 1 {
-                credit_at_start.saturating_sub(LEASE_MESSAGES_AMONG_OTHERS)
-            } else {
-                0
-            },
+            credit_at_stop: credit_at_start.saturating_sub(most),
             psock: psock.clone(),
         })
     }
