@@ -35,10 +35,6 @@ use crate::{
 
 /// Messages of a lease, when there are other connections that want their turn.
 const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
-/// And where the parser may find others' messages to be more urgent: fewer than go out of a higher class
-/// before a lower one has its turn.
-const UNCLASSED_MESSAGES_AMONG_OTHERS: usize = 8;
-
 /// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
 /// nothing then; and few enough to leave to others what one thread is long busy with.
 const ROW: usize = 16;
@@ -424,13 +420,17 @@ impl Mux {
         let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
             return Lent::No;
         };
+        let alone = self.psock_count() <= 1;
+        // A function may find another connection's messages more urgent.
+        if !alone && matches!(rule, Stateless::Closure(_)) {
+            return Lent::No;
+        }
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
         if holdoff > 0 {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
             return Lent::No;
         }
         if self.hub.waiting() > 0
-            || self.hub.highest_class() > 0
             || self.memory.is_much_used()
             || (self.readiness.polled() > 0 && self.socket_count() > 1)
         {
@@ -459,10 +459,10 @@ impl Mux {
             }
         }
         credit.begin_walk();
-        let most = match (self.psock_count(), &rule) {
-            (0 | 1, _) => credit_at_start,
-            (_, Stateless::Native(_)) => LEASE_MESSAGES_AMONG_OTHERS,
-            (_, Stateless::Closure(_)) => UNCLASSED_MESSAGES_AMONG_OTHERS,
+        let most = if alone {
+            credit_at_start
+        } else {
+            LEASE_MESSAGES_AMONG_OTHERS
         };
         Lent::Hand(Hand {
             credit,
