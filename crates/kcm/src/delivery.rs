@@ -298,16 +298,19 @@ impl Mux {
             }
         }
         // One look ahead, so that nobody is woken for half a message, and its class is known.
-        let ahead = if rx.bytes().is_empty() {
-            None
-        } else {
-            Some(rx.step())
-        };
-        let whole = ahead.is_some_and(|step| !matches!(step, Step::Incomplete { .. }));
+        let mut whole = false;
+        if !rx.bytes().is_empty() {
+            match rx.step() {
+                Step::Incomplete { .. } => {}
+                Step::Fault(_) => whole = true,
+                Step::Message(frame) => {
+                    whole = true;
+                    psock.class.store(frame.class, Ordering::Relaxed);
+                }
+            }
+        }
         if let Some(label) = rx.returned_label() {
             psock.class.store(label.class, Ordering::Relaxed);
-        } else if let Some(Step::Message(frame)) = ahead {
-            psock.class.store(frame.class, Ordering::Relaxed);
         }
         let more = whole || rx.has_returned() || psock.edge.load(Ordering::Relaxed);
         if !more {
@@ -338,6 +341,12 @@ impl Mux {
                 let front;
                 (rx, front) = self.whole_front(psock, rx)?;
                 psock.class.store(front.class, Ordering::Relaxed);
+                if front.key.is_none() {
+                    // The usual one, for anybody.
+                    let message = rx.cut(psock, &front)?;
+                    psock.count_received(state, 1, message.len());
+                    return Some((rx, message, false));
+                }
                 (returned, frame, key) = (false, Some(front), front.key);
             }
             let way = match key {

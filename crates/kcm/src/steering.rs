@@ -92,7 +92,9 @@ impl Label {
     }
 }
 
-/// An item of the ready list.
+/// An item of the ready list. Its kind takes a word: with a byte, the compiler copies the 15 bytes behind
+/// it as a whole, which were written in parts just before; the processor waits for that.
+#[repr(u64)]
 pub(crate) enum Ready {
     /// This connection has, or may have, a message.
     Connection(Arc<Psock>),
