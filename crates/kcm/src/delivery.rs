@@ -257,6 +257,9 @@ impl Mux {
             }
             if want > 1 {
                 self.grant(psock, &mut rx, state, want - 1, batch);
+                if !batch.is_empty() {
+                    gather::begin(psock);
+                }
             }
         }
         // One look ahead, so that nobody is woken for half a message.
@@ -391,7 +394,12 @@ impl Mux {
         want: usize,
         batch: &mut Granted,
     ) {
-        let share = rx.bytes().len() / (self.hub.waiting() + 1);
+        let others = if batch.takes_all {
+            0
+        } else {
+            self.hub.waiting()
+        };
+        let share = rx.bytes().len() / (others + 1);
         let (mut messages, mut bytes) = (0, 0);
         // Where messages are copied, each is one of its own.
         while self.memory.is_much_used()
