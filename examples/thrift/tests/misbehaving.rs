@@ -38,6 +38,7 @@ fn start(settings: Settings) -> (Server, SocketAddr) {
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
+    stream.set_nodelay(true).expect("an option");
     stream.set_read_timeout(Some(SOON)).expect("a time limit");
     stream.set_write_timeout(Some(SOON)).expect("a time limit");
     stream
