@@ -57,6 +57,7 @@ pub struct Builder {
     pub(crate) socket_type: SocketType,
     pub(crate) spin: bool,
     pub(crate) sticky_send: bool,
+    pub(crate) ordered: bool,
     pub(crate) connect_wait: Duration,
     pub(crate) linger: Duration,
     pub(crate) key_patience: Duration,
@@ -71,6 +72,7 @@ impl Builder {
             socket_type: SocketType::Dgram,
             spin: false,
             sticky_send: false,
+            ordered: false,
             connect_wait: Duration::ZERO,
             linger: DEFAULT_LINGER,
             key_patience: DEFAULT_KEY_PATIENCE,
@@ -108,6 +110,14 @@ impl Builder {
     /// there, for affinity; off by default: it goes where least is queued.
     pub fn sticky_send(mut self, on: bool) -> Self {
         self.sticky_send = on;
+        self
+    }
+
+    /// Every connection is ordered from its first message on, as with
+    /// [`crate::Connection::set_ordered`]; off by default. For a protocol whose clients match
+    /// replies to requests by their order.
+    pub fn ordered(mut self, on: bool) -> Self {
+        self.ordered = on;
         self
     }
 

@@ -295,6 +295,9 @@ impl Mux {
             }
             if want > 1 {
                 taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
+                if !batch.is_empty() {
+                    gather::begin(psock);
+                }
             }
         }
         // One look ahead, so that nobody is woken for half a message, and its class is known.
@@ -494,7 +497,12 @@ impl Mux {
         want: usize,
         batch: &mut Granted,
     ) -> bool {
-        let share = rx.bytes().len() / (self.hub.waiting() + 1);
+        let others = if batch.takes_all {
+            0
+        } else {
+            self.hub.waiting()
+        };
+        let share = rx.bytes().len() / (others + 1);
         let (mut messages, mut bytes, mut keyed) = (0, 0, false);
         // Where messages are copied, or some have a label, each is one of its own.
         let mut apart = self.memory.is_much_used();

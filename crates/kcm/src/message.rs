@@ -51,11 +51,26 @@ impl Message {
 
     /// As [`Message::reply`], gathered from several pieces.
     pub fn reply_vectored(&self, message: &[IoSlice<'_>]) -> Result<()> {
+        self.reply_within(message, Wait::Forever)
+    }
+
+    /// As [`Message::reply`], but never waits: for a server whose threads shall not stand still
+    /// for a peer that does not read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Message::reply`], and [`crate::Error::WouldBlock`] (`EAGAIN`) when more than the send
+    /// buffer's limit is queued: nothing of this message is sent.
+    pub fn try_reply(&self, message: &[u8]) -> Result<()> {
+        self.reply_within(&[IoSlice::new(message)], Wait::Never)
+    }
+
+    fn reply_within(&self, message: &[IoSlice<'_>], wait: Wait) -> Result<()> {
         let psock = self.psock();
         if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
             return Ok(());
         }
-        let result = psock.tx.send(psock, message, true, false, Wait::Forever);
+        let result = psock.tx.send(psock, message, true, false, wait);
         gather::sent_alone(psock);
         result
     }

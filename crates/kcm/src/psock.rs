@@ -92,7 +92,7 @@ impl Psock {
             edge: AtomicBool::new(true),
             drain: AtomicBool::new(false),
             registered: AtomicBool::new(false),
-            ordered: AtomicBool::new(false),
+            ordered: AtomicBool::new(mux.ordered),
             class: AtomicU8::new(0),
             partial_since_ns: AtomicU64::new(NO_PARTIAL),
             deadline_passed: AtomicBool::new(false),

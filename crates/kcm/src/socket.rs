@@ -221,6 +221,12 @@ impl Socket {
         Ok(received)
     }
 
+    /// Whether a batch takes more than its share while others wait; off by default. Right when
+    /// messages are so quickly done with that waking another thread for some of them costs more.
+    pub fn set_batches_take_all(&mut self, on: bool) {
+        self.granted.takes_all = on;
+    }
+
     /// The next message, or what is left of one that was read in part; it stays, with this socket,
     /// to be received.
     ///
@@ -329,6 +335,10 @@ impl Socket {
         if let Some(message) = self.granted.next() {
             self.after_recv(true);
             return Ok(message);
+        }
+        // Replies to the last batch: a hand that ends below has sent its own.
+        if self.hand.is_none() {
+            gather::end();
         }
         self.finish_ordered();
         if self.keyed {

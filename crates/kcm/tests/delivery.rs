@@ -14,7 +14,7 @@ use std::{
 };
 
 use common::{traffic::*, *};
-use kcm::{Error, Socket};
+use kcm::{Error, Multiplexor, Socket};
 
 /// Receives in all the ways there are until nothing comes any more or `left` is down to 0.
 fn consume(mut socket: Socket, left: Arc<AtomicU64>, seed: u64) -> Vec<(u32, u64)> {
@@ -235,6 +235,23 @@ fn an_ordered_connection_waits_for_done() {
         let mut second = mux.socket().expect("a socket");
         assert_eq!(number_of(&soon(&mut second)), (1, 4));
         assert_eq!(number_of(&soon(&mut first)), (1, 5));
+    });
+}
+
+#[test]
+fn a_builder_makes_every_connection_ordered() {
+    bounded(20, || {
+        let mux = Multiplexor::builder(framing()).ordered(true);
+        let mux = mux.build().expect("a mux");
+        let mut first = mux.socket().expect("a socket");
+        let mut second = mux.socket().expect("a socket");
+        let (_, peer) = attached(&mux);
+        let stream: Vec<u8> = (0..2).flat_map(|n| numbered(1, n, 20)).collect();
+        write(&peer, &stream);
+        assert_eq!(number_of(&soon(&mut first)), (1, 0));
+        nothing(&mut second);
+        first.done();
+        assert_eq!(number_of(&soon(&mut second)), (1, 1));
     });
 }
 

@@ -24,6 +24,31 @@ use kcm::{Error, Multiplexor, SendFlags, SocketType, Stream, Transport};
 const MIB: usize = 1 << 20;
 
 #[test]
+fn try_reply_does_not_wait_for_a_peer_that_does_not_read() {
+    bounded(20, || {
+        let mux = mux();
+        let (_, peer) = attached(&mux);
+        write(&peer, &message(b"?"));
+        let mut socket = mux.socket().expect("a socket");
+        let request = socket.recv().expect("a request");
+        let reply = message(&[7; 100_000]);
+        // The system takes some of them, and the queue its limit.
+        let mut sent = 0;
+        while request.try_reply(&reply).is_ok() {
+            sent += 1;
+            assert!(sent < 1000, "nothing bounds them");
+        }
+        let error = request.try_reply(&reply).expect_err("full");
+        assert!(matches!(error, Error::WouldBlock), "{error}");
+        // Once the peer reads, all of them come, and there is room again.
+        let mut replies = vec![0; sent * reply.len()];
+        (&peer).read_exact(&mut replies).expect("all of them");
+        assert!(replies.chunks(reply.len()).all(|each| each == reply));
+        request.try_reply(&reply).expect("sent");
+    });
+}
+
+#[test]
 fn whole_and_unmixed_from_many_threads() {
     bounded(40, || {
         let mux = mux();

@@ -1,0 +1,48 @@
+//! Serves `store.thrift`.
+
+use std::{io, net::TcpListener};
+
+use clap::Parser;
+use kcm::{EndReason, Error};
+use kcm_example_thrift::{
+    generated::store::StoreSyncProcessor,
+    server::{Server, Settings},
+    store::Store,
+};
+
+/// A key-value store that can also calculate, over Thrift: framed transport, binary or compact.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where to listen; with port 0, at a free one, which is printed.
+    #[arg(default_value = "127.0.0.1:9090")]
+    address: String,
+    /// Threads that work on calls.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Work on several calls of one connection at once (for clients that match replies by their
+    /// sequence id).
+    #[arg(long)]
+    unordered: bool,
+}
+
+fn main() -> io::Result<()> {
+    let arguments = Arguments::parse();
+    let listener = TcpListener::bind(&arguments.address)?;
+    println!("{}", listener.local_addr()?);
+
+    let settings = Settings {
+        workers: arguments.workers.into(),
+        ordered: !arguments.unordered,
+        ..Settings::default()
+    };
+    let server = Server::start(StoreSyncProcessor::new(Store::default()), settings)?;
+    server.listen(listener)?;
+    loop {
+        match server.multiplexor().next_event() {
+            Ok(end) if matches!(end.reason, EndReason::Eof | EndReason::Closed) => {}
+            Ok(end) => eprintln!("connection {}: {}", end.connection, end.reason),
+            Err(Error::Closed) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

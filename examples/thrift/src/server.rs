@@ -1,0 +1,203 @@
+//! Workers on one multiplexor for all connections.
+//!
+//! What a client may do to the others is bounded here. It cannot hold a worker: a message is handed
+//! out only when all of it has come, and a reply is never waited for; a client that lets more
+//! than [`SEND_BUFFER_BYTES`] of replies pile up is cut off. It cannot hold memory beyond its
+//! message and these replies, nor, with many connections, more than [`MAX_CONNECTIONS`] times that;
+//! and it cannot hold a connection without using it for longer than the idle limit.
+
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use kcm::{ConnectionId, Error, Framing, Limits, Message, Multiplexor, MuxLimits, Socket};
+use thrift::server::TProcessor;
+
+use crate::wire::{self, MAX_MESSAGE_BYTES};
+
+/// Connections at once; others wait in the listener's backlog.
+pub const MAX_CONNECTIONS: usize = 256;
+/// Calls that were read and not answered yet, of all connections: 64 of the longest.
+pub const MAX_MEMORY_BYTES: usize = 64 * MAX_MESSAGE_BYTES;
+/// Replies that a client leaves unread, beyond what the system keeps for it. One that asks and
+/// reads in turn has none here.
+pub const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// A call must be whole so long after its first byte.
+pub const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection is closed after between one and two times this without a call.
+pub const DEFAULT_IDLE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Calls that a worker takes at once, at most ...
+const MOST_AT_ONCE: usize = 256;
+/// ... as long as what it took last was answered within this: less than it costs to wake another
+/// worker twice.
+const QUICK: Duration = Duration::from_micros(150);
+
+/// What may be chosen about a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Threads that work on calls.
+    pub workers: usize,
+    /// The calls of a connection are worked on one after the other, which clients rely on that
+    /// match replies by their order, or read what a oneway call has written. Without it, several
+    /// workers may work for one connection at once, for clients that match replies by sequence id.
+    pub ordered: bool,
+    /// See [`DEFAULT_IDLE_LIMIT`].
+    pub idle_limit: Duration,
+    /// See [`ASSEMBLY_DEADLINE`].
+    pub assembly_deadline: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: 4,
+            ordered: true,
+            idle_limit: DEFAULT_IDLE_LIMIT,
+            assembly_deadline: ASSEMBLY_DEADLINE,
+        }
+    }
+}
+
+/// A service that runs, until this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    mux: Multiplexor,
+    threads: Vec<JoinHandle<()>>,
+    /// Its end ends the thread that looks for idle connections.
+    stop: Option<mpsc::Sender<()>>,
+}
+
+impl Server {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system: too few descriptors, or threads.
+    pub fn start<P>(processor: P, settings: Settings) -> kcm::Result<Self>
+    where
+        P: TProcessor + Send + Sync + 'static,
+    {
+        let framing: Framing = "thrift".parse()?;
+        let limits = Limits::default()
+            .with_max_message_bytes(MAX_MESSAGE_BYTES)
+            .with_assembly_deadline(Some(settings.assembly_deadline));
+        let mut mux_limits = MuxLimits::default();
+        mux_limits.max_connections = MAX_CONNECTIONS;
+        mux_limits.max_memory_bytes = MAX_MEMORY_BYTES;
+        mux_limits.send_buffer_bytes = SEND_BUFFER_BYTES;
+        let mux = Multiplexor::builder(framing)
+            .limits(limits)
+            .mux_limits(mux_limits)
+            .ordered(settings.ordered)
+            .build()?;
+
+        let (stop, stopped) = mpsc::channel();
+        let mut server = Self {
+            mux: mux.clone(),
+            threads: Vec::new(),
+            stop: Some(stop),
+        };
+        let processor = Arc::new(processor);
+        for _ in 0..settings.workers {
+            let (mux, socket, processor) = (mux.clone(), mux.socket()?, Arc::clone(&processor));
+            server.spawn("worker", move || work(&mux, socket, &*processor))?;
+        }
+        server.spawn("idle", move || {
+            close_idle(&mux, &stopped, settings.idle_limit);
+        })?;
+        Ok(server)
+    }
+
+    /// Serves what connects there.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn listen(&self, listener: TcpListener) -> kcm::Result<()> {
+        self.mux.listen(listener)
+    }
+
+    /// The multiplexor, for connections made elsewhere, ends of connections, and counters.
+    pub fn multiplexor(&self) -> &Multiplexor {
+        &self.mux
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> kcm::Result<()> {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(body)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.mux.shutdown();
+        self.stop = None;
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Answers one call after the other, of whatever connection, until the multiplexor is shut down.
+///
+/// A call that is taken belongs to its worker, however idle others are, so that workers take one at
+/// a time; unless calls are quick: then the gain is in taking many at once, and several of them
+/// cost nobody more time than one that is slow. How many follows from how long the last ones took.
+fn work<P: TProcessor>(mux: &Multiplexor, mut socket: Socket, processor: &P) {
+    let mut reply = Vec::new();
+    socket.set_batches_take_all(true);
+    let mut most = 1;
+    loop {
+        let calls = match socket.recv_batch(most) {
+            Ok(calls) => calls,
+            Err(Error::Closed) => return,
+            Err(e) => return eprintln!("a worker ends: {e}"),
+        };
+        let begin = Instant::now();
+        for call in calls {
+            reply.clear();
+            if let Err(e) = wire::answer(processor, &call, &mut reply) {
+                cut_off(mux, &call, &e.to_string());
+            } else if !reply.is_empty()
+                && let Err(Error::WouldBlock) = call.try_reply(&reply)
+            {
+                cut_off(mux, &call, "it does not read its replies");
+            }
+            // If the connection has ended, its event tells why.
+        }
+        most = if begin.elapsed() < QUICK {
+            (2 * most).min(MOST_AT_ONCE)
+        } else {
+            1
+        };
+    }
+}
+
+fn cut_off(mux: &Multiplexor, call: &Message, why: &str) {
+    if let Ok(connection) = mux.connection(call.connection()) {
+        eprintln!("connection {} is cut off: {why}", connection.id());
+        connection.close();
+    }
+}
+
+/// Closes connections without a call between two looks.
+fn close_idle(mux: &Multiplexor, stopped: &mpsc::Receiver<()>, limit: Duration) {
+    let mut seen: HashMap<ConnectionId, u64> = HashMap::new();
+    while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(limit) {
+        let connections = mux.connections();
+        let calls = |c: &kcm::Connection| c.stats().counters.rx_messages;
+        for connection in &connections {
+            if seen.get(&connection.id()) == Some(&calls(connection)) {
+                connection.close();
+            }
+        }
+        seen = connections.iter().map(|c| (c.id(), calls(c))).collect();
+    }
+}
