@@ -1,6 +1,5 @@
-//! The `kcm` command.
-//!
-//! Only `kcm perf` so far: message sockets measured against raw TCP on this machine.
+//! The `kcm` command: `perf` measures message sockets against raw TCP on this machine, `parse` shows
+//! where the messages of a byte stream end.
 
 #![warn(missing_docs)]
 
@@ -9,28 +8,45 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod cli;
+mod parse;
 mod perf;
+mod progress;
+mod spec;
 
-/// Exit code: a message was wrong, or the measurement could not be made.
+/// Exit code: a message was wrong, or the work could not be done.
 const EXIT_FAILED: u8 = 1;
 /// Exit code: the command line asks for something that cannot be.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     // clap exits by itself: 0 for --help and --version, 2 for an option that cannot be.
-    let cli::Cli {
-        command: cli::Command::Perf(options),
-    } = cli::Cli::parse();
-    match perf::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match cli::Cli::parse().command {
+        cli::Command::Perf(options) => run_perf(&options),
+        cli::Command::Parse(options) => run_parse(&options),
+    };
+    code.map_or(ExitCode::SUCCESS, ExitCode::from)
+}
+
+fn run_perf(options: &cli::PerfOptions) -> Option<u8> {
+    let failure = perf::run(options).err()?;
+    let code = match failure {
         // The reader (`kcm perf | head`) has seen enough.
-        Err(perf::Failure::OutputClosed) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("kcm: {failure}");
-            ExitCode::from(match failure {
-                perf::Failure::Usage(_) => EXIT_USAGE,
-                _ => EXIT_FAILED,
-            })
-        }
-    }
+        perf::Failure::OutputClosed => return None,
+        perf::Failure::Usage(_) => EXIT_USAGE,
+        _ => EXIT_FAILED,
+    };
+    eprintln!("kcm: {failure}");
+    Some(code)
+}
+
+fn run_parse(options: &cli::ParseOptions) -> Option<u8> {
+    let failure = parse::run(options).err()?;
+    let code = match failure {
+        parse::Failure::OutputClosed => return None,
+        // This alone is a statement about the stream.
+        parse::Failure::Framing { .. } => EXIT_FAILED,
+        parse::Failure::System { .. } => EXIT_USAGE,
+    };
+    eprintln!("error: {failure}");
+    Some(code)
 }

@@ -118,6 +118,49 @@ fn other_framings_sizes_and_places() {
     }
 }
 
+/// A program that was made from `crates/kcm-bpf/bpf/NAME.c`.
+fn program(name: &str) -> String {
+    let manifest = env!("CARGO_MANIFEST_DIR");
+    format!("bpf:{manifest}/../kcm-bpf/tests/objects/{name}.o")
+}
+
+#[test]
+fn framings_that_only_read_get_headers_that_they_find() {
+    let brief = ["--duration", "0.02", "--rounds", "1", "--pin", "none"];
+    let told = "its messages are made, and cut by raw TCP, with the length field";
+    for (more, is_told) in [
+        // Recognised as a length field.
+        (&["--framing", &program("thrift")][..], false),
+        (&["--framing", "cbpf:3,32 0 0 0,4 0 0 4,22 0 0 0"], true),
+        (&["--framing", &program("steering")], true),
+        (&["--framing", &program("mqtt_loop"), "--size", "300"], true),
+        (
+            &[
+                "--framing",
+                &program("mqtt"),
+                "--header",
+                "varint:offset=1,max=4",
+            ],
+            true,
+        ),
+        (&["--framing", "http2"], true),
+        (&["--framing", "9p"], false),
+    ] {
+        let output = kcm(&[&["perf", "pipeline"], more, &brief].concat());
+        assert!(
+            output.status.success(),
+            "{more:?}: {}",
+            text(&output.stderr)
+        );
+        let table = text(&output.stdout);
+        assert!(
+            table.contains("Every message was right"),
+            "{more:?}\n{table}"
+        );
+        assert_eq!(table.contains(told), is_told, "{more:?}\n{table}");
+    }
+}
+
 #[test]
 fn the_file_holds_the_json_and_the_output_the_table() {
     let path = std::env::temp_dir().join(format!("kcm-perf-{}.json", std::process::id()));
@@ -149,6 +192,27 @@ fn what_cannot_be_is_exit_code_2_and_says_why() {
         (&["perf", "--framing", "u31be"], "u32be"),
         (&["perf", "pipeline", "--framing", "fixed:65"], "--size"),
         (&["perf", "pipeline", "--size", "11"], "--size"),
+        (&["perf", "pipeline", "--framing", "bpf:none.o"], "none.o"),
+        // ret #-71: no message at all.
+        (
+            &["perf", "pipeline", "--framing", "cbpf:1,6 0 0 4294967225"],
+            "--header",
+        ),
+        (
+            &[
+                "perf",
+                "pipeline",
+                "--framing",
+                "http2",
+                "--header",
+                "u32be+4",
+            ],
+            "do not parse",
+        ),
+        (
+            &["perf", "pipeline", "--header", "http2"],
+            "a length field is needed",
+        ),
         (&["perf", "rr", "--pin", "9999"], "--pin 9999"),
         (&["perf", "--quick", "--rounds", "3"], "cannot be used with"),
         (&["perf", "--against", "time"], "kernel"),

@@ -154,9 +154,10 @@ mod tests {
 
     #[test]
     fn the_promised_keys_are_there() {
-        let Command::Perf(options) = Cli::try_parse_from(["kcm", "perf", "rr"])
-            .expect("parses")
-            .command;
+        let cli = Cli::try_parse_from(["kcm", "perf", "rr"]).expect("parses");
+        let Command::Perf(options) = cli.command else {
+            panic!("another command");
+        };
         let plan = Plan::new(&options, 2).expect("possible");
         let mut latency = Histogram::new();
         latency.record(Duration::from_micros(10));

@@ -11,13 +11,13 @@ mod cputime;
 mod draw;
 mod engine;
 mod failure;
+mod header;
 mod ideal;
 mod json;
 mod kernel;
 mod kernel_serve;
 mod machine;
 mod plan;
-mod progress;
 mod raw;
 mod report;
 mod run;
@@ -42,12 +42,14 @@ use self::{
     json::{Document, RowResult, ToIdeal, ToKernel},
     machine::Machine,
     plan::{Plan, Row},
-    progress::Progress,
     run::Run,
     serve::Contender,
     stats::{Figures, Ratios, Sample},
 };
-use crate::cli::{Against, PerfOptions, ScenarioName};
+use crate::{
+    cli::{Against, PerfOptions, ScenarioName},
+    progress::Progress,
+};
 
 /// Measures what the options say and tells the result.
 pub(crate) fn run(options: &PerfOptions) -> Result<(), Failure> {
@@ -73,7 +75,7 @@ pub(crate) fn run(options: &PerfOptions) -> Result<(), Failure> {
     let of_row = |row: &Row| (row.timing.warm_up + row.timing.duration) * plan.rounds;
     let whole = plan.rows.iter().map(of_row).sum::<std::time::Duration>();
     let contender_count = u32::try_from(contenders.len()).unwrap_or(1);
-    let mut progress = Progress::new(whole * contender_count);
+    let mut progress = Progress::new((whole * contender_count).as_nanos());
     let mut rows = Vec::with_capacity(plan.rows.len());
     for row in &plan.rows {
         let result = measure_row(row, plan.rounds, &contenders, pins, &mut progress);
@@ -124,7 +126,7 @@ fn measure_row(
             progress.show(&format!("{label} {}/{rounds}", round + 1));
             let sample = measure(row, contender, pins, draw).map_err(|e| e.within(&label))?;
             samples[index].push(sample);
-            progress.advance(row.timing.warm_up + row.timing.duration);
+            progress.advance((row.timing.warm_up + row.timing.duration).as_nanos());
         }
         if row.scenario == ScenarioName::Work {
             let timing = row.timing;

@@ -11,7 +11,7 @@ use kcm::Framing;
 use super::{
     draw,
     failure::Failure,
-    raw,
+    header,
     run::Timing,
     serve::Place,
     verify::{NUMBER_BYTES, Template},
@@ -40,6 +40,8 @@ pub(super) struct Row {
     pub(super) batch: bool,
     pub(super) spin: bool,
     pub(super) framing: Framing,
+    /// By which its messages are made, and cut by raw TCP: a native one, often the same.
+    pub(super) header: Framing,
     pub(super) timing: Timing,
     /// Where its servers are.
     pub(super) place: Place,
@@ -142,7 +144,8 @@ fn rows_of(scenario: ScenarioName, options: &PerfOptions) -> Result<Vec<Row>, Fa
         sockets: 1,
         batch: false,
         spin: false,
-        framing: u32_be,
+        framing: u32_be.clone(),
+        header: u32_be,
         timing: Timing::with_duration(DURATION),
         place: Place {
             address: options.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -198,14 +201,14 @@ fn rows_of(scenario: ScenarioName, options: &PerfOptions) -> Result<Vec<Row>, Fa
             ..plain
         }),
         ScenarioName::Pipeline => {
-            let framing = options.framing.clone();
-            raw::native(&framing)?;
+            let size_bytes = size.unwrap_or(64);
+            let header = header::find(&options.framing, options.header.as_ref(), size_bytes)?;
+            check_length(scenario, &header.into(), size_bytes)?;
             for sockets in sockets(&[1, 2, 4]) {
-                let size_bytes = size.unwrap_or(64);
-                check_length(scenario, &framing, size_bytes)?;
                 for batch in [false, true] {
-                    let framing = framing.clone();
+                    let framing = options.framing.framing.clone();
                     rows.push(Row {
+                        header: header.into(),
                         size_bytes,
                         sockets,
                         batch,
@@ -252,7 +255,9 @@ mod tests {
 
     fn plan(arguments: &[&str]) -> Result<Plan, Failure> {
         let all = ["kcm", "perf"].iter().chain(arguments);
-        let Command::Perf(options) = Cli::try_parse_from(all).expect("parses").command;
+        let Command::Perf(options) = Cli::try_parse_from(all).expect("parses").command else {
+            panic!("another command");
+        };
         Plan::new(&options, 2)
     }
 

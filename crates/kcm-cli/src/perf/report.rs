@@ -84,6 +84,14 @@ pub(super) fn notes(rows: &[RowResult]) -> String {
             "pipeline: raw TCP has one receiver in every row; several cannot read one stream.\n",
         );
     }
+    let made = rows.iter().find(|r| r.row.framing.native().is_none());
+    if let Some(header) = made.and_then(|r| r.row.header.native()) {
+        let _ = writeln!(
+            text,
+            "pipeline: its messages are made, and cut by raw TCP, with the length field {header}; \
+             KCM asks --framing."
+        );
+    }
     if has(|r| r.ideal.is_some()) {
         text.push_str("ideal: one queue feeding all workers, simulated for the same draw.\n");
     }

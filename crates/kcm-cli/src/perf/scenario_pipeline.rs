@@ -22,10 +22,13 @@ pub(super) fn run(
     run: &Arc<Run>,
     timing: Timing,
 ) -> Result<Sample, Failure> {
-    let template = Template::with_length(&row.framing, row.size_bytes)?;
+    let template = Template::with_length(&row.header, row.size_bytes)?;
     let plan = Plan {
         contender,
-        framing: &row.framing,
+        framing: match contender {
+            Contender::Tcp => &row.header,
+            Contender::Kcm | Contender::Kernel => &row.framing,
+        },
         largest_bytes: template.len(),
         pipelined: true,
         sockets: row.sockets,

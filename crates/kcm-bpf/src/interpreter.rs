@@ -1,0 +1,676 @@
+//! Runs verified programs.
+//!
+//! A program is prepared once, to steps of 16 bytes with absolute jumps, and then run for each
+//! message. What matters is the time of five to ten instructions, a few nanoseconds each:
+//!
+//! * One step for each instruction, whether its second operand is a register or a constant: the
+//!   operand is the sum of both. Register 15 is always 0, and so is the constant of a step that has
+//!   a register. An addition costs less than a second set of cases.
+//! * Register numbers are masked to the 16 registers there are, so no bounds are checked.
+//! * The stack is only there for programs that use it: clearing 512 bytes costs as much as five
+//!   instructions.
+//! * What a load or store is about was found by the verifier, so that the context needs no
+//!   addresses, and an address is an offset in the stack.
+//!
+//! Nothing here relies on the verifier for memory safety: all accesses are checked, and a jump back
+//! or a call costs one of a number of turns. A program that breaks out of its bounds all the same
+//! is *trapped*, which is a bug of ours.
+
+use crate::alu::{Alu, Cmp, Swap, low, sign_extend};
+use crate::decode::{Op, Operand};
+use crate::insn::op;
+use crate::verifier::helpers::{KTIME_GET_NS, SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
+use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
+
+/// A program, ready to run.
+#[derive(Debug)]
+pub(crate) struct Code {
+    steps: Vec<Step>,
+    /// Neither stack nor calls.
+    is_plain: bool,
+    /// Jumps back and calls that a run may take.
+    turns: u64,
+}
+
+/// What a run leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) result: u64,
+    pub(crate) cb: [u8; CB_BYTES],
+    /// Which words of `cb` were written, as bits.
+    pub(crate) written: u8,
+}
+
+/// The program left its bounds, which the verifier should have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trap;
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    kind: Kind,
+    dst: u8,
+    src: u8,
+    /// Target of a jump; other small numbers.
+    to: u32,
+    imm: u64,
+}
+
+/// Hands the lists of operations and of comparisons to another macro: for each, the kinds of steps
+/// that do it on 64 and on 32 bits, and for comparisons again those that go back and are counted.
+///
+/// In one level, each step is one indirect jump. Two levels (`Alu(Add)`) took twice the time.
+macro_rules! with_operations {
+    ($then:ident! $($rest:tt)*) => {
+        $then! {
+            [
+                Add Add64 Add32,
+                Sub Sub64 Sub32,
+                Mul Mul64 Mul32,
+                Div Div64 Div32,
+                SDiv SDiv64 SDiv32,
+                Or Or64 Or32,
+                And And64 And32,
+                Lsh Lsh64 Lsh32,
+                Rsh Rsh64 Rsh32,
+                Mod Mod64 Mod32,
+                SMod SMod64 SMod32,
+                Xor Xor64 Xor32,
+                Mov Mov64 Mov32,
+                Arsh Arsh64 Arsh32,
+            ]
+            [
+                Eq IfEq64 IfEq32 BackEq64 BackEq32,
+                Ne IfNe64 IfNe32 BackNe64 BackNe32,
+                Gt IfGt64 IfGt32 BackGt64 BackGt32,
+                Ge IfGe64 IfGe32 BackGe64 BackGe32,
+                Lt IfLt64 IfLt32 BackLt64 BackLt32,
+                Le IfLe64 IfLe32 BackLe64 BackLe32,
+                SGt IfSGt64 IfSGt32 BackSGt64 BackSGt32,
+                SGe IfSGe64 IfSGe32 BackSGe64 BackSGe32,
+                SLt IfSLt64 IfSLt32 BackSLt64 BackSLt32,
+                SLe IfSLe64 IfSLe32 BackSLe64 BackSLe32,
+                Set IfSet64 IfSet32 BackSet64 BackSet32,
+            ]
+            $($rest)*
+        }
+    };
+}
+
+macro_rules! define_kinds {
+    (
+        [$($alu:ident $alu64:ident $alu32:ident,)*]
+        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
+        { $($other:tt)* }
+    ) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Kind {
+            $($alu64, $alu32,)*
+            $($if64, $if32, $back64, $back32,)*
+            $($other)*
+        }
+
+        impl Kind {
+            const fn of_alu(alu: Alu, wide: bool) -> Self {
+                match (alu, wide) {
+                    $((Alu::$alu, true) => Self::$alu64, (Alu::$alu, false) => Self::$alu32,)*
+                }
+            }
+
+            const fn of_branch(cmp: Cmp, wide: bool, back: bool) -> Self {
+                match (cmp, wide, back) {
+                    $(
+                        (Cmp::$cmp, true, false) => Self::$if64,
+                        (Cmp::$cmp, false, false) => Self::$if32,
+                        (Cmp::$cmp, true, true) => Self::$back64,
+                        (Cmp::$cmp, false, true) => Self::$back32,
+                    )*
+                    // No instruction has this comparison.
+                    (Cmp::Clear, ..) => Self::Trap,
+                }
+            }
+        }
+    };
+}
+
+with_operations! { define_kinds! {
+    Neg64,
+    Neg32,
+    MovSx64,
+    MovSx32,
+    Swap16,
+    Swap32,
+    Swap64,
+    Truncate,
+    Jump,
+    Back,
+    Packet1,
+    Packet2,
+    Packet4,
+    LoadStack,
+    StoreStack1,
+    StoreStack2,
+    StoreStack4,
+    StoreStack8,
+    LoadLen,
+    LoadCb,
+    StoreCb,
+    LoadBytes,
+    LoadBytesRelative,
+    Time,
+    Call,
+    Exit,
+    Trap,
+} }
+
+/// The `match` over all kinds: those of the lists, and others that are given.
+macro_rules! dispatch {
+    (
+        [$($alu:ident $alu64:ident $alu32:ident,)*]
+        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
+        ($step:ident, $dst:expr, $by:ident, $at:ident, $turns:ident)
+        { $($other:pat => $body:expr,)* }
+    ) => {
+        match $step.kind {
+            $(
+                Kind::$alu64 => $dst = Alu::$alu.eval(true, $dst, $by),
+                Kind::$alu32 => $dst = Alu::$alu.eval(false, $dst, $by),
+            )*
+            $(
+                Kind::$if64 => {
+                    if Cmp::$cmp.holds(true, $dst, $by) {
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$if32 => {
+                    if Cmp::$cmp.holds(false, $dst, $by) {
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$back64 => {
+                    if Cmp::$cmp.holds(true, $dst, $by) {
+                        $turns = $turns.checked_sub(1).ok_or(Trap)?;
+                        $at = $step.to as usize;
+                    }
+                }
+                Kind::$back32 => {
+                    if Cmp::$cmp.holds(false, $dst, $by) {
+                        $turns = $turns.checked_sub(1).ok_or(Trap)?;
+                        $at = $step.to as usize;
+                    }
+                }
+            )*
+            $($other => $body,)*
+        }
+    };
+}
+/// A register that is always 0.
+const ZERO: u8 = 15;
+
+/// Registers, as many as a masked number can name.
+type Regs = [u64; 16];
+
+impl Code {
+    pub(crate) fn new(verified: &Verified) -> Self {
+        let functions = &verified.functions;
+        let mut function = 0;
+        let steps = verified.ops.iter().enumerate().map(|(at, op)| {
+            if functions.get(function + 1) == Some(&at) {
+                function += 1;
+            }
+            let frame_bytes = verified.frame_bytes[function];
+            prepare(op, at, verified.contexts[at], frame_bytes)
+        });
+        Self {
+            steps: steps.collect(),
+            is_plain: verified.figures.stack_bytes == 0 && functions.len() == 1,
+            turns: verified.figures.longest as u64,
+        }
+    }
+
+    /// Runs the program over the bytes of a message. `now_ns` is what it gets for the time.
+    #[inline]
+    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64) -> Result<Left, Trap> {
+        // A loop of its own for those that need neither, as both are cleared before the first step.
+        if self.is_plain {
+            self.run_with::<0, 0>(bytes, now_ns)
+        } else {
+            self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns)
+        }
+    }
+
+    #[inline(always)]
+    fn run_with<const STACK: usize, const CALLS: usize>(
+        &self,
+        bytes: &[u8],
+        now_ns: u64,
+    ) -> Result<Left, Trap> {
+        let mut stack = [0u8; STACK];
+        let mut callers = [Caller::default(); CALLS];
+        let mut depth = 0;
+        let mut regs: Regs = [0; 16];
+        regs[usize::from(op::FP)] = STACK as u64;
+        let mut left = Left {
+            result: 0,
+            cb: [0; CB_BYTES],
+            written: 0,
+        };
+        let mut turns = self.turns;
+        let steps = &self.steps[..];
+        let mut at = 0;
+        /// Ends the function with a result.
+        macro_rules! leave {
+            ($result:expr) => {{
+                let result = $result;
+                if CALLS == 0 || depth == 0 {
+                    left.result = result;
+                    return Ok(left);
+                }
+                depth -= 1;
+                let caller = callers.get(depth).ok_or(Trap)?;
+                regs[SAVED].copy_from_slice(&caller.registers);
+                regs[0] = result;
+                at = caller.back;
+            }};
+        }
+        loop {
+            let Some(step) = steps.get(at) else {
+                return Err(Trap);
+            };
+            at += 1;
+            let (dst, src) = (usize::from(step.dst & 15), usize::from(step.src & 15));
+            let by = regs[src].wrapping_add(step.imm);
+            with_operations! { dispatch! (step, regs[dst], by, at, turns) {
+                           Kind::Neg64 => regs[dst] = Alu::Sub.eval(true, 0, regs[dst]),
+                           Kind::Neg32 => regs[dst] = Alu::Sub.eval(false, 0, regs[dst]),
+                           Kind::MovSx64 => regs[dst] = sign_extend(step.to, true, by),
+                           Kind::MovSx32 => regs[dst] = sign_extend(step.to, false, by),
+                           Kind::Swap16 => regs[dst] = reverse(16).eval(regs[dst]),
+                           Kind::Swap32 => regs[dst] = reverse(32).eval(regs[dst]),
+                           Kind::Swap64 => regs[dst] = reverse(64).eval(regs[dst]),
+                           Kind::Truncate => {
+                               let swap = Swap { bits: step.to, reverse: false };
+                               regs[dst] = swap.eval(regs[dst]);
+                           },
+                           Kind::Jump => at = step.to as usize,
+                           Kind::Back => {
+                               turns = turns.checked_sub(1).ok_or(Trap)?;
+                               at = step.to as usize;
+                           },
+                           Kind::Packet1 => match packet(bytes, low(by), |[byte]: [u8; 1]| byte.into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::Packet2 => match packet(bytes, low(by), |b| u16::from_be_bytes(b).into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::Packet4 => match packet(bytes, low(by), |b| u32::from_be_bytes(b).into()) {
+                               Some(value) => regs[0] = value,
+                               None => leave!(0),
+                           },
+                           Kind::LoadStack => regs[dst] = load(&stack, by, step.to).ok_or(Trap)?,
+                           Kind::StoreStack1 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 1, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack2 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 2, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack4 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 4, by).ok_or(Trap)?;
+            },
+                           Kind::StoreStack8 => {
+            let address = moved(regs[dst], step.to);
+            store(&mut stack, address, 8, by).ok_or(Trap)?;
+            },
+                           Kind::LoadLen => {
+                               let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                               regs[dst] = load(&len.to_le_bytes(), step.imm, step.to).ok_or(Trap)?;
+                           },
+                           Kind::LoadCb => regs[dst] = load(&left.cb, step.imm, step.to).ok_or(Trap)?,
+                           Kind::StoreCb => {
+                               let (at, size) = (step.to & 0xff, step.to >> 8);
+                               store(&mut left.cb, at.into(), size, by).ok_or(Trap)?;
+                               left.written |= if size == 8 { 0b11 } else { 1 } << (at / 4);
+                           },
+                           Kind::LoadBytes | Kind::LoadBytesRelative => {
+                               let relative = step.kind == Kind::LoadBytesRelative;
+                               regs[0] = load_bytes(bytes, &mut stack, &regs, relative).ok_or(Trap)?;
+                           },
+                           Kind::Time => regs[0] = now_ns,
+                           Kind::Call => {
+                               turns = turns.checked_sub(1).ok_or(Trap)?;
+                               let caller = callers.get_mut(depth).ok_or(Trap)?;
+                               caller.registers.copy_from_slice(&regs[SAVED]);
+                               caller.back = at;
+                               depth += 1;
+                               let fp = usize::from(op::FP);
+                               regs[fp] = regs[fp].wrapping_sub(step.imm);
+                               at = step.to as usize;
+                           },
+                           Kind::Exit => leave!(regs[0]),
+                           Kind::Trap => return Err(Trap),
+                       } }
+        }
+    }
+}
+
+/// Makes a step of an instruction.
+fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> Step {
+    let trap = Step {
+        kind: Kind::Trap,
+        dst: 0,
+        src: ZERO,
+        to: 0,
+        imm: 0,
+    };
+    let operand = |operand| match operand {
+        Operand::Reg(reg) => (reg, 0),
+        Operand::Imm(imm) => (ZERO, sign(imm.into())),
+    };
+    // A program has at most a million instructions.
+    let index = |target: i64| u32::try_from(target).unwrap_or(u32::MAX);
+    let goes_back = |target: i64| target <= at as i64;
+    match *op {
+        Op::Alu {
+            alu,
+            wide,
+            dst,
+            src,
+        } => {
+            let (src, imm) = operand(src);
+            Step {
+                kind: Kind::of_alu(alu, wide),
+                dst,
+                src,
+                imm,
+                ..trap
+            }
+        }
+        Op::Neg { wide, dst } => Step {
+            kind: if wide { Kind::Neg64 } else { Kind::Neg32 },
+            dst,
+            ..trap
+        },
+        Op::MovSx {
+            wide,
+            bits,
+            dst,
+            src,
+        } => Step {
+            kind: if wide { Kind::MovSx64 } else { Kind::MovSx32 },
+            dst,
+            src,
+            to: bits,
+            ..trap
+        },
+        Op::Swap { dst, swap } => {
+            let kind = match (swap.reverse, swap.bits) {
+                (true, 16) => Kind::Swap16,
+                (true, 32) => Kind::Swap32,
+                (true, _) => Kind::Swap64,
+                (false, _) => Kind::Truncate,
+            };
+            Step {
+                kind,
+                dst,
+                to: swap.bits,
+                ..trap
+            }
+        }
+        Op::Const { dst, value } => Step {
+            kind: Kind::Mov64,
+            dst,
+            imm: value,
+            ..trap
+        },
+        // Gone over; the step before goes here, and it costs less than a second jump.
+        Op::ConstEnd => Step {
+            kind: Kind::Or64,
+            ..trap
+        },
+        Op::Load {
+            dst,
+            base,
+            off,
+            size,
+            signed,
+        } => match context {
+            Some(Context::Len(at)) => Step {
+                kind: Kind::LoadLen,
+                dst,
+                to: shape(size, signed),
+                imm: at.into(),
+                ..trap
+            },
+            Some(Context::Cb(at)) => Step {
+                kind: Kind::LoadCb,
+                dst,
+                to: shape(size, signed),
+                imm: at.into(),
+                ..trap
+            },
+            Some(Context::Zero) => Step {
+                kind: Kind::Mov64,
+                dst,
+                ..trap
+            },
+            None => Step {
+                kind: Kind::LoadStack,
+                dst,
+                src: base,
+                to: shape(size, signed),
+                imm: sign(off.into()),
+                ..trap
+            },
+        },
+        Op::Store {
+            base,
+            off,
+            size,
+            value,
+        } => {
+            let (src, imm) = operand(value);
+            let (kind, to) = match context {
+                Some(Context::Cb(at)) => (Kind::StoreCb, u32::from(size) << 8 | u32::from(at)),
+                None => (
+                    match size {
+                        1 => Kind::StoreStack1,
+                        2 => Kind::StoreStack2,
+                        4 => Kind::StoreStack4,
+                        _ => Kind::StoreStack8,
+                    },
+                    i32::from(off).cast_unsigned(),
+                ),
+                Some(_) => return trap,
+            };
+            Step {
+                kind,
+                dst: base,
+                src,
+                to,
+                imm,
+            }
+        }
+        Op::Packet {
+            size,
+            index,
+            offset,
+        } => {
+            let kind = match size {
+                1 => Kind::Packet1,
+                2 => Kind::Packet2,
+                _ => Kind::Packet4,
+            };
+            Step {
+                kind,
+                src: index.unwrap_or(ZERO),
+                imm: sign(offset.into()),
+                ..trap
+            }
+        }
+        Op::Jump { target } => Step {
+            kind: if goes_back(target) {
+                Kind::Back
+            } else {
+                Kind::Jump
+            },
+            to: index(target),
+            ..trap
+        },
+        Op::Branch {
+            cmp,
+            wide,
+            dst,
+            src,
+            target,
+        } => {
+            let (src, imm) = operand(src);
+            Step {
+                kind: Kind::of_branch(cmp, wide, goes_back(target)),
+                dst,
+                src,
+                to: index(target),
+                imm,
+            }
+        }
+        Op::Helper(number) => {
+            let kind = match number {
+                KTIME_GET_NS => Kind::Time,
+                SKB_LOAD_BYTES => Kind::LoadBytes,
+                SKB_LOAD_BYTES_RELATIVE => Kind::LoadBytesRelative,
+                _ => Kind::Trap,
+            };
+            Step { kind, ..trap }
+        }
+        Op::Call { target } => Step {
+            kind: Kind::Call,
+            to: index(target),
+            imm: frame_bytes as u64,
+            ..trap
+        },
+        Op::Exit => Step {
+            kind: Kind::Exit,
+            ..trap
+        },
+    }
+}
+
+const fn sign(value: i64) -> u64 {
+    value.cast_unsigned()
+}
+
+/// What a caller finds again when the function that it called has ended.
+#[derive(Clone, Copy, Default)]
+struct Caller {
+    registers: [u64; 5],
+    back: usize,
+}
+
+/// The registers that a call leaves as they are: those that are saved by rule, and the frame
+/// pointer.
+const SAVED: std::ops::RangeInclusive<usize> = 6..=10;
+
+const fn reverse(bits: u32) -> Swap {
+    Swap {
+        bits,
+        reverse: true,
+    }
+}
+
+/// Bytes of the message at an offset that counts as signed: below zero is out of range.
+#[inline(always)]
+fn packet<const N: usize>(
+    bytes: &[u8],
+    offset: u32,
+    value: impl Fn([u8; N]) -> u64,
+) -> Option<u64> {
+    if offset > MAX_OFFSET {
+        return None;
+    }
+    bytes
+        .get(offset as usize..)?
+        .first_chunk()
+        .copied()
+        .map(value)
+}
+
+/// Greatest offset of a load from the message: the kernel's offsets are signed.
+const MAX_OFFSET: u32 = i32::MAX.cast_unsigned();
+
+/// Where the offset of `bpf_skb_load_bytes_relative` counts from: the network header, which is
+/// where a message begins. The other one, the link header (0), is not there.
+const NETWORK: u32 = 1;
+
+/// The greatest offset that `bpf_skb_load_bytes_relative` takes.
+const MAX_RELATIVE_OFFSET: u32 = 0xffff;
+
+/// The helpers that copy bytes to the stack: offset in register 2, where to in 3, how many in 4.
+/// Gives 0, or `-EFAULT` after clearing the buffer; nothing if the buffer is not in the stack.
+fn load_bytes(bytes: &[u8], stack: &mut [u8], regs: &Regs, relative: bool) -> Option<u64> {
+    const EFAULT: i64 = 14;
+    let begins_here = !relative || low(regs[5]) == NETWORK;
+    let at = usize::try_from(regs[3]).ok()?;
+    let len = low(regs[4]) as usize;
+    let buffer = stack.get_mut(at..)?.get_mut(..len)?;
+    let offset = low(regs[2]);
+    let limit = if relative {
+        MAX_RELATIVE_OFFSET
+    } else {
+        MAX_OFFSET
+    };
+    let source = bytes
+        .get(offset as usize..)
+        .and_then(|tail| tail.get(..len));
+    match source {
+        Some(source) if offset <= limit && begins_here => {
+            buffer.copy_from_slice(source);
+            Some(0)
+        }
+        _ => {
+            buffer.fill(0);
+            Some((-EFAULT).cast_unsigned())
+        }
+    }
+}
+
+/// How a load is described in a step: its bytes, and 16 more if the sign counts.
+fn shape(size: u8, signed: bool) -> u32 {
+    u32::from(size) + if signed { SIGNED } else { 0 }
+}
+
+const SIGNED: u32 = 16;
+
+#[inline(always)]
+fn load(memory: &[u8], address: u64, shape: u32) -> Option<u64> {
+    let memory = memory.get(usize::try_from(address).ok()?..)?;
+    let value = match shape & (SIGNED - 1) {
+        1 => (*memory.first()?).into(),
+        2 => u16::from_le_bytes(*memory.first_chunk()?).into(),
+        4 => u32::from_le_bytes(*memory.first_chunk()?).into(),
+        _ => u64::from_le_bytes(*memory.first_chunk()?),
+    };
+    Some(if shape & SIGNED == 0 {
+        value
+    } else {
+        sign_extend(8 * (shape & (SIGNED - 1)), true, value)
+    })
+}
+
+#[inline(always)]
+fn store(memory: &mut [u8], address: u64, size: u32, value: u64) -> Option<()> {
+    let memory = memory.get_mut(usize::try_from(address).ok()?..)?;
+    let size = size as usize;
+    memory
+        .get_mut(..size)?
+        .copy_from_slice(value.to_le_bytes().get(..size)?);
+    Some(())
+}
+
+/// An address moved by a signed distance.
+#[inline(always)]
+const fn moved(address: u64, by: u32) -> u64 {
+    address.wrapping_add_signed(by.cast_signed() as i64)
+}

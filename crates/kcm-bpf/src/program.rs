@@ -1,0 +1,219 @@
+//! A parser program, from its instructions to the framing that it means.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kcm_frame::{Fixed, Framing, Verdict};
+
+use crate::interpreter::Code;
+use crate::recognise::{Meaning, recognise};
+use crate::verifier::{Figures, verify};
+use crate::{Insn, Result};
+
+/// A verified parser program.
+///
+/// It is shown bytes that begin at a message's first byte, as a socket filter is shown a packet,
+/// and says how long the message is. `r1` is the context, a `struct __sk_buff`, of which there are:
+///
+/// | field | is |
+/// | --- | --- |
+/// | `len` | how many bytes are there, at most 2³² - 1 |
+/// | `cb[0]` to `cb[4]` | five words to read and write, zero at the beginning |
+/// | `mark`, `queue_mapping`, `vlan_present`, `vlan_tci`, `vlan_proto`, `priority`, `ingress_ifindex`, `tc_index`, `hash`, `napi_id`, `gso_segs`, `gso_size` | 0, as for any buffer that came from no network device |
+///
+/// Packet loads (`load_byte`, `load_half`, `load_word`) are in network order and end the function
+/// that they are in with 0 where the message is too short; offsets below zero always are. The
+/// helper functions are `bpf_skb_load_bytes`, `bpf_skb_load_bytes_relative` (from the network
+/// header, which is the message's first byte; there is no link header), and `bpf_ktime_get_ns`.
+///
+/// ```
+/// use kcm_bpf::{Insn, Program};
+/// // r6 = r1; r0 = *(u16 *)skb[0]; r0 += 2; exit
+/// let program = Program::verify(vec![
+///     Insn { code: 0xbf, dst: 6, src: 1, ..Insn::default() },
+///     Insn { code: 0x28, ..Insn::default() },
+///     Insn { code: 0x07, imm: 2, ..Insn::default() },
+///     Insn { code: 0x95, ..Insn::default() },
+/// ])?;
+/// assert_eq!(program.run(b"\0\x05hello", 0).result, 7);
+/// assert_eq!(program.run(b"\0", 0).result, 0); // need more
+/// assert_eq!(program.framing().native(), Some("u16be+2".parse()?));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Program {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    insns: Vec<Insn>,
+    code: Code,
+    meaning: Option<Meaning>,
+    figures: Figures,
+}
+
+/// What a program says of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Register 0 as a signed 32-bit number: the message's length in bytes if above zero, 0 for
+    /// "not enough bytes to tell", below zero a negated errno.
+    pub result: i32,
+    /// What the program has left in `cb[0]`, if it wrote that.
+    pub key: Option<u32>,
+    /// What it has left in `cb[1]`, if it wrote that; 255 for all that is above, so that the order
+    /// of classes stays.
+    pub class: Option<u8>,
+}
+
+impl Program {
+    /// Verifies a linked program: the main function first, subprograms after it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rejected`](crate::Error::Rejected) says which instruction is not safe, and why.
+    pub fn verify(insns: Vec<Insn>) -> Result<Self> {
+        let verified = verify(&insns)?;
+        let inner = Inner {
+            code: Code::new(&verified),
+            meaning: recognise(&verified.ops),
+            figures: verified.figures,
+            insns,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Runs the program over bytes that begin at a message's first byte. `now_ns` is what
+    /// `bpf_ktime_get_ns` gives.
+    #[must_use]
+    pub fn run(&self, bytes: &[u8], now_ns: u64) -> Outcome {
+        self.inner.run(bytes, now_ns)
+    }
+
+    /// The program as a framing, with 0 for the time. See
+    /// [`framing_with_clock`](Self::framing_with_clock) for programs that ask for it.
+    ///
+    /// A program that is a length field in other words, for all bytes there can be, becomes that
+    /// length field. One that calculates from one field, but differs from a length field for some
+    /// of its values (a sum that overflows 32 bits, a length below the header's), becomes a function
+    /// without the interpreter. All others are interpreted.
+    #[must_use]
+    pub fn framing(&self) -> Framing {
+        self.framing_with_clock(|| 0)
+    }
+
+    /// The same; `now_ns` is asked for the time once for each message that has to be interpreted.
+    #[must_use]
+    pub fn framing_with_clock(&self, now_ns: impl Fn() -> u64 + Send + Sync + 'static) -> Framing {
+        match self.inner.meaning {
+            Some(Meaning::Fixed(len)) => {
+                if let Ok(fixed) = Fixed::new(len.into()) {
+                    return fixed.into();
+                }
+            }
+            Some(Meaning::Field(field)) => {
+                return match field.as_length_field() {
+                    Some(native) => native.into(),
+                    None => Framing::closure(move |bytes| {
+                        Verdict::from_kernel(field.value(bytes), bytes.len())
+                    }),
+                };
+            }
+            None => {}
+        }
+        let inner = Arc::clone(&self.inner);
+        Framing::closure(move |bytes| inner.run(bytes, now_ns()).verdict(bytes.len()))
+    }
+
+    /// The instructions.
+    #[must_use]
+    pub fn insns(&self) -> &[Insn] {
+        &self.inner.insns
+    }
+
+    /// The verifier's account of the program, for people: how much there was to follow, what it
+    /// takes at most, and what it was recognised as.
+    pub fn account(&self) -> impl fmt::Display {
+        Account(Arc::clone(&self.inner))
+    }
+
+    /// Always interpreted, for comparison with what [`framing`](Self::framing) makes of it.
+    #[must_use]
+    pub fn interpreted(&self) -> Framing {
+        let inner = Arc::clone(&self.inner);
+        Framing::closure(move |bytes| inner.run(bytes, 0).verdict(bytes.len()))
+    }
+}
+
+impl Inner {
+    #[inline]
+    fn run(&self, bytes: &[u8], now_ns: u64) -> Outcome {
+        let left = self.code.run(bytes, now_ns);
+        // The verifier has made sure of it. Should it be wrong, the stream ends.
+        debug_assert!(left.is_ok(), "a verified program left its bounds");
+        let Ok(left) = left else {
+            return Outcome {
+                result: -EFAULT,
+                key: None,
+                class: None,
+            };
+        };
+        let [a, b, c, d, e, f, g, h, ..] = left.cb;
+        let (key, class) = (
+            u32::from_le_bytes([a, b, c, d]),
+            u32::from_le_bytes([e, f, g, h]),
+        );
+        Outcome {
+            result: crate::alu::low(left.result).cast_signed(),
+            key: (left.written & 1 != 0).then_some(key),
+            class: (left.written & 2 != 0).then(|| u8::try_from(class).unwrap_or(u8::MAX)),
+        }
+    }
+}
+
+/// Bad address (14): what a stream ends with whose parser left its bounds.
+const EFAULT: i32 = 14;
+
+impl Outcome {
+    /// What this means for a message of which `have` bytes are there.
+    #[inline]
+    #[must_use]
+    pub fn verdict(&self, have: usize) -> Verdict {
+        let mut verdict = Verdict::from_kernel(self.result, have);
+        if let Verdict::Message(frame) = &mut verdict {
+            frame.key = self.key;
+            frame.class = self.class.unwrap_or(0);
+        }
+        verdict
+    }
+}
+
+struct Account(Arc<Inner>);
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Figures {
+            steps,
+            paths,
+            pruned,
+            states,
+            longest,
+            stack_bytes,
+        } = self.0.figures;
+        let insns = self.0.insns.len();
+        writeln!(f, "instructions: {insns}, at most {longest} in one run")?;
+        writeln!(
+            f,
+            "followed: {steps} steps, {paths} paths to their end, {pruned} to one of {states} states"
+        )?;
+        writeln!(f, "stack: {stack_bytes} bytes")?;
+        write!(f, "runs as: ")?;
+        match self.0.meaning {
+            Some(Meaning::Fixed(len)) => write!(f, "messages of {len} bytes"),
+            Some(Meaning::Field(field)) => field.fmt(f),
+            None => write!(f, "interpreted instructions"),
+        }
+    }
+}
