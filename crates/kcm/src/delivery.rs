@@ -216,6 +216,12 @@ impl Mux {
         want: usize,
         batch: &mut Granted,
     ) -> Option<Taken> {
+        if psock.receive_disabled.load(Ordering::Acquire) {
+            psock.end_partial();
+            // Who enables it says that there may be something.
+            psock.release(false);
+            return None;
+        }
         let mut rx = psock.rx();
         let message = if let Some(message) = rx.next_returned() {
             state.counters.received(1, message.len());
