@@ -12,6 +12,9 @@
 //! there. From this duplicate it can be taken back, too: a datagram goes to one reader, whole. (That
 //! keeps the other end open: the end of the worker is told by its pidfd alone.)
 //!
+//! A worker that closes its end with a message unread is told as `ECONNRESET`, once, before what it
+//! wrote last: so a message that nobody has read is known, and not lost.
+//!
 //! A datagram of length 0 and the end of the stream both read as 0 bytes; only after the end does
 //! the socket poll as hung up.
 
@@ -25,8 +28,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType,
-        recv, sendmsg, shutdown, socketpair, sockopt,
+        AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags,
+        SocketType, recv, sendmsg, shutdown, socketpair, sockopt,
     },
 };
 
@@ -50,6 +53,8 @@ pub(super) struct Channel {
     /// Read from a stream; the first `consumed` bytes are done with.
     inbox: Vec<u8>,
     consumed: usize,
+    /// The worker has closed its end with something unread in it.
+    unread: bool,
 }
 
 /// What a worker has written.
@@ -59,8 +64,8 @@ pub(super) enum Incoming<'a> {
     Message(&'a [u8]),
     /// Nothing now.
     Nothing,
-    /// It has closed its end. `unread`: with something in it that it has not read.
-    Closed { unread: bool },
+    /// It has closed its end.
+    Closed,
     /// A message of so many bytes, above the limit.
     TooLong(u64),
 }
@@ -91,10 +96,7 @@ pub(super) fn longest_datagram() -> io::Result<usize> {
 impl Channel {
     /// A channel, and the worker's end of it. `watched`: what the worker has not read can be seen
     /// and taken back.
-    pub(super) fn pair(
-        transport: WorkerTransport,
-        watched: bool,
-    ) -> io::Result<(Self, OwnedFd)> {
+    pub(super) fn pair(transport: WorkerTransport, watched: bool) -> io::Result<(Self, OwnedFd)> {
         let kind = match transport {
             WorkerTransport::Seqpacket => SocketType::SEQPACKET,
             WorkerTransport::Stream => SocketType::STREAM,
@@ -108,6 +110,7 @@ impl Channel {
             sent: 0,
             inbox: Vec::new(),
             consumed: 0,
+            unread: false,
         };
         Ok((channel, theirs))
     }
@@ -160,7 +163,12 @@ impl Channel {
 
     fn send_now(&self, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(&self.socket, pieces, &mut SendAncillaryBuffer::default(), flags)
+        sendmsg(
+            &self.socket,
+            pieces,
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        )
     }
 
     /// What the worker has written next, at most `limit` bytes; a datagram lands in `buffer`, which
@@ -176,16 +184,12 @@ impl Channel {
         }
     }
 
-    fn recv_datagram<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Incoming<'a>> {
-        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-        let (_, len) = match recv(&self.socket, &mut *buffer, flags) {
-            Ok(got) => got,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(Incoming::Nothing),
-            Err(Errno::CONNRESET) => return Ok(Incoming::Closed { unread: true }),
-            Err(error) => return Err(error.into()),
+    fn recv_datagram<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<Incoming<'a>> {
+        let Some(len) = self.read(buffer, RecvFlags::TRUNC)? else {
+            return Ok(Incoming::Nothing);
         };
         if len == 0 && self.has_hung_up() {
-            return Ok(Incoming::Closed { unread: false });
+            return Ok(Incoming::Closed);
         }
         Ok(match buffer.get(..len) {
             Some(message) => Incoming::Message(message),
@@ -207,18 +211,37 @@ impl Channel {
                     return Ok(Incoming::Message(&self.inbox[LENGTH_BYTES..self.consumed]));
                 }
             }
-            let begin = self.inbox.len();
-            self.inbox.resize(begin + READ_BYTES, 0);
-            let got = recv(&self.socket, &mut self.inbox[begin..], RecvFlags::DONTWAIT);
-            self.inbox.truncate(begin + got.map_or(0, |(_, n)| n));
-            match got {
-                Ok((_, 0)) => return Ok(Incoming::Closed { unread: false }),
-                Ok(_) => {}
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(Incoming::Nothing),
-                Err(Errno::CONNRESET) => return Ok(Incoming::Closed { unread: true }),
+            let mut inbox = std::mem::take(&mut self.inbox);
+            let begin = inbox.len();
+            inbox.resize(begin + READ_BYTES, 0);
+            let got = self.read(&mut inbox[begin..], RecvFlags::empty());
+            inbox.truncate(begin + got.as_ref().map_or(0, |n| n.unwrap_or(0)));
+            self.inbox = inbox;
+            match got? {
+                None => return Ok(Incoming::Nothing),
+                Some(0) => return Ok(Incoming::Closed),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Reads what there is: `None`, nothing now. An end with something unread is told once, before
+    /// the last words.
+    fn read(&mut self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Option<usize>> {
+        loop {
+            match recv(&self.socket, &mut *buffer, flags | RecvFlags::DONTWAIT) {
+                Ok((_, len)) => return Ok(Some(len)),
+                Err(Errno::CONNRESET) if !self.unread => self.unread = true,
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether the worker has closed its end with something unread in it; known when it has been
+    /// read from to [`Incoming::Closed`].
+    pub(super) fn closed_unread(&self) -> bool {
+        self.unread
     }
 
     fn has_hung_up(&self) -> bool {
@@ -227,8 +250,7 @@ impl Channel {
 
     /// Whether the worker has not read all that was sent; only of a watched channel.
     pub(super) fn is_unread(&self) -> bool {
-        self.is_waiting()
-            || (self.worker_end.as_ref()).is_some_and(|end| polls(end, PollFlags::IN))
+        self.is_waiting() || (self.worker_end.as_ref()).is_some_and(|end| polls(end, PollFlags::IN))
     }
 
     /// Takes back the message that the worker has not read; false: it has. (A part of a stream may
@@ -257,5 +279,117 @@ fn polls(fd: &OwnedFd, flags: PollFlags) -> bool {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the head of this file says of the system.
+    #[test]
+    fn a_datagram_is_seen_unread_and_taken_back() {
+        let kind = WorkerTransport::Seqpacket;
+        let (mut channel, worker) = Channel::pair(kind, true).expect("a pair");
+        let mut buffer = [0; 16];
+        assert!(!channel.is_unread() && !channel.take_back());
+        channel.send(b"a", b"bc").expect("sent");
+        assert!(channel.is_unread());
+        assert_eq!(
+            recv(&worker, &mut buffer[..], RecvFlags::empty()),
+            Ok((3, 3))
+        );
+        assert!(!channel.is_unread() && !channel.take_back());
+        channel.send(b"", b"d").expect("sent");
+        assert!(channel.take_back() && !channel.is_unread());
+    }
+
+    #[test]
+    fn an_empty_write_is_no_end() {
+        let kind = WorkerTransport::Seqpacket;
+        let (mut channel, worker) = Channel::pair(kind, false).expect("a pair");
+        let mut buffer = [0; 4];
+        let mut next = |channel: &mut Channel| match channel.recv(&mut buffer, 4) {
+            Ok(Incoming::Message(message)) => message.to_vec(),
+            other => format!("{other:?}").into_bytes(),
+        };
+        rustix::net::send(&worker, b"", SendFlags::empty()).expect("sent");
+        assert_eq!(next(&mut channel), b"");
+        assert_eq!(next(&mut channel), b"Ok(Nothing)");
+        rustix::net::send(&worker, b"12345", SendFlags::empty()).expect("sent");
+        assert_eq!(next(&mut channel), b"Ok(TooLong(5))");
+        // Unread, last words, and the end.
+        channel.send(b"", b"unread").expect("sent");
+        rustix::net::send(&worker, b"last", SendFlags::empty()).expect("sent");
+        drop(worker);
+        assert_eq!(next(&mut channel), b"last");
+        assert_eq!(next(&mut channel), b"Ok(Closed)");
+        assert!(channel.closed_unread());
+    }
+
+    #[test]
+    fn a_stream_in_pieces() {
+        let (mut channel, worker) = Channel::pair(WorkerTransport::Stream, false).expect("a pair");
+        let mut next = |channel: &mut Channel| match channel.recv(&mut [], 5) {
+            Ok(Incoming::Message(message)) => message.to_vec(),
+            other => format!("{other:?}").into_bytes(),
+        };
+        let write = |bytes: &[u8]| rustix::net::send(&worker, bytes, SendFlags::empty());
+        for byte in b"\0\0\0\x02hi\0\0\0\0\0\0" {
+            write(&[*byte]).expect("sent");
+        }
+        assert_eq!(next(&mut channel), b"hi");
+        assert_eq!(next(&mut channel), b"");
+        assert_eq!(next(&mut channel), b"Ok(Nothing)");
+        write(b"\0\x06").expect("sent");
+        assert_eq!(next(&mut channel), b"Ok(TooLong(6))");
+    }
+
+    #[test]
+    fn what_has_no_room_waits_in_order() {
+        for kind in [WorkerTransport::Seqpacket, WorkerTransport::Stream] {
+            let (mut channel, worker) = Channel::pair(kind, false).expect("a pair");
+            let sent: Vec<Vec<u8>> = (0..40).map(|n| vec![n; 50_000]).collect();
+            for message in &sent {
+                channel
+                    .send(&message[..8], &message[8..])
+                    .expect("sent or kept");
+            }
+            assert!(channel.is_waiting());
+            let mut received = Vec::new();
+            let mut buffer = vec![0; 100_000];
+            loop {
+                let all_out = channel.flush().expect("flushed");
+                while let Ok((_, n)) = recv(&worker, &mut buffer[..], RecvFlags::DONTWAIT) {
+                    received.extend_from_slice(&buffer[..n]);
+                }
+                if all_out {
+                    break;
+                }
+            }
+            let length = |message: &[u8]| match kind {
+                WorkerTransport::Seqpacket => Vec::new(),
+                WorkerTransport::Stream => u32::try_from(message.len())
+                    .expect("short")
+                    .to_be_bytes()
+                    .to_vec(),
+            };
+            let expected = sent.iter().flat_map(|m| [length(m), m.clone()].concat());
+            assert!(received == expected.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_longest_datagram_fits_and_no_longer_one() {
+        let len = longest_datagram().expect("known");
+        let (ours, theirs) = Channel::pair(WorkerTransport::Seqpacket, false).expect("a pair");
+        let flags = SendFlags::DONTWAIT;
+        let mut room = vec![0; len + 1];
+        assert_eq!(rustix::net::send(&ours, &room[..len], flags), Ok(len));
+        assert_eq!(
+            recv(&theirs, &mut room[..], RecvFlags::empty()),
+            Ok((len, len))
+        );
+        assert_eq!(rustix::net::send(&ours, &room, flags), Err(Errno::MSGSIZE));
     }
 }

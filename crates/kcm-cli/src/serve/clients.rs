@@ -14,9 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kcm::{Connection, ConnectionId, EndReason, Error, Message, Multiplexor, Socket, Stream};
+use kcm::{Connection, ConnectionId, EndReason, Error, Multiplexor, Socket, Stream};
 
-use super::log::{Line, Log};
+use super::{
+    log::{Line, Log},
+    worker::{Bytes, Job},
+};
 
 /// Queues of clients that do not read are looked at so often: a queue of the default 1 MiB drains
 /// within it at 800 Mbit/s, and the look costs next to nothing.
@@ -58,7 +61,10 @@ impl Peers {
             let name = self.name(event.connection);
             let peer = self.lock().remove(&event.connection);
             let reason = event.reason;
-            if matches!(reason, EndReason::Eof | EndReason::Reset | EndReason::Closed) {
+            if matches!(
+                reason,
+                EndReason::Eof | EndReason::Reset | EndReason::Closed
+            ) {
                 continue;
             }
             let line = Line::new("connection-ended", format_args!("{name} ended: {reason}"))
@@ -89,7 +95,7 @@ pub(super) struct Clients {
 /// A client that has not read all of its replies.
 struct Slow {
     /// Replies that the multiplexor had no room for. The messages keep a half-closed connection.
-    parked: VecDeque<(Message, Vec<u8>)>,
+    parked: VecDeque<(Bytes, Vec<u8>)>,
     /// Bytes queued and parked when it was looked at, and added since.
     held_bytes: usize,
     /// When it last read something.
@@ -148,16 +154,16 @@ impl Clients {
         (!self.slow.is_empty()).then_some(self.next_tick)
     }
 
-    /// Sends the reply to this message.
-    pub(super) fn reply(&mut self, socket: &Socket, message: Message, reply: &[u8]) {
-        let id = message.connection();
+    /// Sends the reply to this message, if it is not empty.
+    pub(super) fn reply(&mut self, socket: &Socket, job: Job, reply: &[u8]) {
+        let id = job.connection;
         if reply.is_empty() {
             return;
         }
         let parks = (self.slow.get(&id)).is_some_and(|slow| !slow.parked.is_empty());
         if parks || !self.send(socket, id, reply) {
             let slow = self.slow.entry(id).or_insert_with(Slow::new);
-            slow.parked.push_back((message, reply.to_vec()));
+            slow.parked.push_back((job.bytes, reply.to_vec()));
             self.hold(id, reply.len());
             self.set_receiving(id);
         } else if let Ok(connection) = self.mux.connection(id)
@@ -236,7 +242,10 @@ impl Clients {
         while self.held_bytes > self.max_held_bytes
             && let Some((&most, _)) = self.slow.iter().max_by_key(|(_, slow)| slow.held_bytes)
         {
-            self.close(most, "it holds most of the replies that nobody reads (--memory)");
+            self.close(
+                most,
+                "it holds most of the replies that nobody reads (--memory)",
+            );
         }
     }
 

@@ -105,14 +105,7 @@ pub(crate) fn run(options: ServeOptions) -> Result<bool, Failure> {
         log.write(Line::new("listening", message).with("address", address));
     }
     let mut dispatcher = Dispatcher::new(
-        options,
-        recipe,
-        limits,
-        log,
-        clients,
-        listeners,
-        workers,
-        signals,
+        options, recipe, limits, log, clients, listeners, workers, signals,
     )?;
     let drained = dispatcher.run();
     mux.shutdown();

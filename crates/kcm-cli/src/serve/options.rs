@@ -70,7 +70,7 @@ pub(crate) struct ServeOptions {
     pub(crate) deadline: Duration,
 
     /// Longest time in seconds that a worker has a message; then it is killed [default: none]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "no_reply")]
     pub(crate) worker_deadline: Option<Duration>,
 
     /// Connections at once; others wait until one ends

@@ -4,12 +4,13 @@ use std::{
     collections::VecDeque,
     ffi::OsString,
     io,
+    ops::Deref,
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
-use kcm::Message;
+use kcm::{ConnectionId, Message};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::{channel::Channel, options::WorkerTransport};
@@ -35,7 +36,9 @@ pub(super) struct Recipe {
 
 /// A message in a worker's hands.
 pub(super) struct Job {
-    pub(super) message: Message,
+    pub(super) bytes: Bytes,
+    pub(super) connection: ConnectionId,
+    pub(super) len_bytes: usize,
     /// Its worker died once already.
     pub(super) retried: bool,
     pub(super) given_at: Instant,
@@ -43,6 +46,52 @@ pub(super) struct Job {
     pub(super) read: bool,
     /// How often it was taken back from a worker that did not read it.
     pub(super) moves: u32,
+}
+
+/// A message's bytes.
+pub(super) enum Bytes {
+    /// As it was received; keeps a half-closed connection open for the reply.
+    Received(Message),
+    /// Of one that is not answered: it must not keep its connection. Empty, if it is not to be
+    /// given to anybody again.
+    Copied(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Received(message) => message,
+            Self::Copied(bytes) => bytes,
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(message: Message, read: bool) -> Self {
+        Self {
+            connection: message.connection(),
+            len_bytes: message.len(),
+            bytes: Bytes::Received(message),
+            retried: false,
+            given_at: Instant::now(),
+            read,
+            moves: 0,
+        }
+    }
+
+    /// Its worker has read it, and will not answer; `again`: another may have to.
+    pub(super) fn note_read(&mut self, again: bool) {
+        self.read = true;
+        self.given_at = Instant::now();
+        let copy = if again {
+            self.bytes.to_vec()
+        } else {
+            Vec::new()
+        };
+        self.bytes = Bytes::Copied(copy);
+    }
 }
 
 pub(super) struct Worker {
@@ -68,8 +117,6 @@ pub(super) struct Process {
     pub(super) hand: VecDeque<Job>,
     /// It has finished something.
     pub(super) useful: bool,
-    /// It has closed its end with something unread in it.
-    pub(super) unread: bool,
     /// It is given nothing any more; the next step, and when.
     ending: Option<(Step, Instant)>,
 }
@@ -165,7 +212,6 @@ impl Process {
             started_at: Instant::now(),
             hand: VecDeque::new(),
             useful: false,
-            unread: false,
             ending: None,
         })
     }

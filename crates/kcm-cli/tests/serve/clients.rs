@@ -123,7 +123,10 @@ fn a_flood_of_broken_ones_is_no_flood_of_lines() {
         }
         let seconds = usize::try_from(begin.elapsed().as_secs()).expect("few") + 2;
         let lines = server.lines("connection ").len();
-        assert!(lines > 0 && lines <= 51 * seconds, "{lines} lines in {seconds} s");
+        assert!(
+            lines > 0 && lines <= 51 * seconds,
+            "{lines} lines in {seconds} s"
+        );
     });
 }
 
@@ -134,7 +137,10 @@ fn one_that_has_said_all_still_gets_its_answers() {
         let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker]);
         let mut client = server.client();
         (0..5).for_each(|n| client.send([n]));
-        client.0.shutdown(std::net::Shutdown::Write).expect("half-closed");
+        client
+            .0
+            .shutdown(std::net::Shutdown::Write)
+            .expect("half-closed");
         (0..5).for_each(|n| assert_eq!(client.recv(), [n]));
         assert_eq!(client.0.read(&mut [0; 1]).expect("the end"), 0);
     });

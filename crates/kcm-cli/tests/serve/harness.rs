@@ -90,7 +90,11 @@ impl Server {
     /// The lines that have this in them so far.
     pub(crate) fn lines(&self, part: &str) -> Vec<String> {
         let lines = self.log.0.lock().expect("no panic");
-        lines.iter().filter(|line| line.contains(part)).cloned().collect()
+        lines
+            .iter()
+            .filter(|line| line.contains(part))
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -121,7 +125,9 @@ impl Server {
         let status = status.expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
         let kilobytes = line.and_then(|line| line.split_whitespace().nth(1));
-        1024 * kilobytes.and_then(|n| n.parse::<u64>().ok()).expect("a number")
+        1024 * kilobytes
+            .and_then(|n| n.parse::<u64>().ok())
+            .expect("a number")
     }
 }
 
@@ -181,7 +187,10 @@ impl Client {
     pub(crate) fn hears_nothing(&mut self) {
         self.0.set_read_timeout(Some(A_WHILE)).expect("a timeout");
         let got = self.0.read(&mut [0; 64]);
-        assert!(matches!(&got, Err(e) if e.kind() == io::ErrorKind::WouldBlock), "{got:?}");
+        assert!(
+            matches!(&got, Err(e) if e.kind() == io::ErrorKind::WouldBlock),
+            "{got:?}"
+        );
         self.0.set_read_timeout(Some(SOON)).expect("a timeout");
     }
 

@@ -29,7 +29,11 @@ fn what_is_in_hand_is_finished() {
             idle.is_closed();
             assert_eq!(server.wait().code(), Some(0));
             server.line("nothing was left");
-            assert_eq!(server.lines("exit status: 0").len(), 2, "workers saw the end");
+            assert_eq!(
+                server.lines("exit status: 0").len(),
+                2,
+                "workers saw the end"
+            );
         }
     });
 }
@@ -38,7 +42,10 @@ fn what_is_in_hand_is_finished() {
 fn what_takes_too_long_is_left() {
     with_python(|| {
         // It ignores SIGTERM, too.
-        let worker = format!("import signal; signal.signal(15, signal.SIG_IGN)\n{}", python(WORKER));
+        let worker = format!(
+            "import signal; signal.signal(15, signal.SIG_IGN)\n{}",
+            python(WORKER)
+        );
         let options = ["--workers", "1", "--drain-timeout", "0.3"];
         let mut server = Server::start(&options, &["python3", "-c", &worker]);
         let mut client = server.client();
@@ -48,7 +55,11 @@ fn what_takes_too_long_is_left() {
         let begin = Instant::now();
         server.signal(Signal::TERM);
         assert_eq!(server.wait().code(), Some(1));
-        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            begin.elapsed()
+        );
         server.line("the time to stop is over");
         server.line("signal: 9");
         assert!(server.line("has no answer").contains("6 bytes"));

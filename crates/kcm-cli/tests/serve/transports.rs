@@ -61,7 +61,14 @@ fn a_worker_in_c() {
         let directory = Directory::new("c");
         let program = directory.file("worker");
         let built = Command::new("cc")
-            .args(["-Wall", "-Werror", "-O2", "-o", &program, &example("worker.c")])
+            .args([
+                "-Wall",
+                "-Werror",
+                "-O2",
+                "-o",
+                &program,
+                &example("worker.c"),
+            ])
             .status();
         assert!(built.expect("cc starts").success());
         let server = Server::start(&["--workers", "2"], &[&program]);
@@ -83,7 +90,10 @@ fn dig_asks_a_worker_in_python() {
         dig.args(["@127.0.0.1", "-p", &port, "+tcp", "+time=20", "+tries=1"]);
         let output = dig.args(["+keepopen", "+short"]).args(&names).output();
         let output = output.expect("dig starts");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "127.0.0.1\n".repeat(50));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "127.0.0.1\n".repeat(50)
+        );
     });
 }
 
@@ -110,7 +120,10 @@ fn several_addresses_and_a_path() {
         // The path goes with it; one that a server in use has is left alone.
         let output = usage(&["--listen", &unix, "--framing", "u32be+4", "--", "cat"]);
         assert_eq!(output.status.code(), Some(1));
-        assert_eq!(stream.write_all(&message("unix")).map_err(|e| e.kind()), Ok(()));
+        assert_eq!(
+            stream.write_all(&message("unix")).map_err(|e| e.kind()),
+            Ok(())
+        );
         stream.read_exact(&mut reply).expect("a reply");
         server.signal(rustix::process::Signal::TERM);
         assert!(server.wait().success());
@@ -127,8 +140,10 @@ fn an_inherited_socket() {
                       os.dup2(s.fileno(), 3)\n\
                       os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
                       os.execv(sys.argv[1], sys.argv[1:])\n";
-        let worker = python("reply(repr(sorted(os.listdir('/proc/self/fd'))).encode() + \
-                             os.environ.get('LISTEN_FDS', '').encode())");
+        let worker = python(
+            "reply(repr(sorted(os.listdir('/proc/self/fd'))).encode() + \
+                             os.environ.get('LISTEN_FDS', '').encode())",
+        );
         let mut command = Command::new("python3");
         command.args(["-c", script, env!("CARGO_BIN_EXE_kcm"), "serve"]);
         command.args(["--listen", "systemd", "--framing", "u32be+4"]);
@@ -145,7 +160,14 @@ fn an_inherited_socket() {
 #[test]
 fn messages_longer_than_a_datagram_need_a_stream() {
     let refused = usage(&[
-        "--listen", "127.0.0.1:0", "--framing", "u32be+4", "--max-message", "300K", "--", "cat",
+        "--listen",
+        "127.0.0.1:0",
+        "--framing",
+        "u32be+4",
+        "--max-message",
+        "300K",
+        "--",
+        "cat",
     ]);
     assert_eq!(refused.status.code(), Some(2));
     let why = String::from_utf8_lossy(&refused.stderr);
@@ -156,7 +178,14 @@ fn messages_longer_than_a_datagram_need_a_stream() {
                       while len(h := f.read(4)) == 4:\n \
                        m = f.read(struct.unpack('!I', h)[0]).upper()\n \
                        out.write(struct.pack('!I', len(m)) + m); out.flush()\n";
-        let options = ["--worker-transport", "stream", "--max-message", "4M", "--workers", "2"];
+        let options = [
+            "--worker-transport",
+            "stream",
+            "--max-message",
+            "4M",
+            "--workers",
+            "2",
+        ];
         let server = Server::start(&options, &["python3", "-c", worker]);
         let mut client = server.client();
         for len in [1, 1000, 70_000, 3 << 20] {
@@ -193,7 +222,10 @@ fn addressed_workers_answer_in_any_order() {
         for text in ["a", "b", "c"] {
             client.send(text);
         }
-        assert_eq!([client.recv(), client.recv(), client.recv()].concat(), b"CBA");
+        assert_eq!(
+            [client.recv(), client.recv(), client.recv()].concat(),
+            b"CBA"
+        );
     });
 }
 
@@ -201,7 +233,10 @@ fn addressed_workers_answer_in_any_order() {
 fn ordered_connections_are_answered_in_order() {
     with_python(|| {
         let worker = python("time.sleep(0.02 * (message[-1] % 3)); reply(message[4:])");
-        let server = Server::start(&["--ordered", "--workers", "4"], &["python3", "-c", &worker]);
+        let server = Server::start(
+            &["--ordered", "--workers", "4"],
+            &["python3", "-c", &worker],
+        );
         let mut clients = [server.client(), server.client()];
         for client in &mut clients {
             (0..30).for_each(|n| client.send([n]));
@@ -219,22 +254,59 @@ fn what_cannot_be_is_said_with_what_to_do() {
         (&["--framing", "u8", "--", "cat"][..], 2, "--listen"),
         (&["--framing", "u8"], 2, "COMMAND"),
         (&["--framing", "dsn", "--", "cat"], 2, "--list"),
-        (&["--framing", "u8", "--workers", "0", "--", "cat"], 2, "1..=1024"),
-        (&["--framing", "u8", "--", "/nonexistent/worker"], 2, "/nonexistent/worker"),
-        (&["--framing", "u8", "--in-flight", "2", "--", "cat"], 2, "--addressed"),
-        (&["--framing", "u8", "--no-reply", "--ordered", "--", "cat"], 2, "--ordered"),
-        (&["--framing", "u8", "--listen", "7000", "--", "cat"], 2, "HOST:PORT"),
-        (&["--framing", "u8", "--listen", "192.0.2.1:1", "--", "cat"], 1, "192.0.2.1:1"),
+        (
+            &["--framing", "u8", "--workers", "0", "--", "cat"],
+            2,
+            "1..=1024",
+        ),
+        (
+            &["--framing", "u8", "--", "/nonexistent/worker"],
+            2,
+            "/nonexistent/worker",
+        ),
+        (
+            &["--framing", "u8", "--in-flight", "2", "--", "cat"],
+            2,
+            "--addressed",
+        ),
+        (
+            &["--framing", "u8", "--no-reply", "--ordered", "--", "cat"],
+            2,
+            "--ordered",
+        ),
+        (
+            &["--framing", "u8", "--listen", "7000", "--", "cat"],
+            2,
+            "HOST:PORT",
+        ),
+        (
+            &["--framing", "u8", "--listen", "192.0.2.1:1", "--", "cat"],
+            1,
+            "192.0.2.1:1",
+        ),
     ] {
         let with_listen = [&listen[..], arguments].concat();
-        let output = usage(if why == "--listen" { arguments } else { &with_listen });
+        let output = usage(if why == "--listen" {
+            arguments
+        } else {
+            &with_listen
+        });
         let message = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?} said\n{message}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?} said\n{message}"
+        );
         assert!(message.contains(why), "{arguments:?} said\n{message}");
     }
     let help = usage(&["--help"]);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
-    for word in ["Examples:", "Exit codes:", "one read is one whole message", "--drain-timeout"] {
+    for word in [
+        "Examples:",
+        "Exit codes:",
+        "one read is one whole message",
+        "--drain-timeout",
+    ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
 }

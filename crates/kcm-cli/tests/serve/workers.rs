@@ -9,7 +9,9 @@ use crate::harness::*;
 
 /// Echoes; does something else when a message begins with `!`.
 fn unless(special: &str) -> String {
-    python(&format!("if message[4:5] == b'!':\n {special}\nelse: reply(message[4:])"))
+    python(&format!(
+        "if message[4:5] == b'!':\n {special}\nelse: reply(message[4:])"
+    ))
 }
 
 #[test]
@@ -45,7 +47,10 @@ fn one_that_dies_is_reported_and_restarted() {
         let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!((&json["len"], &json["worker"]), (&10.into(), &1.into()));
         let peer = killer.0.local_addr().expect("an address").to_string();
-        assert!(json["message"].as_str().expect("text").contains(&peer), "{line}");
+        assert!(
+            json["message"].as_str().expect("text").contains(&peer),
+            "{line}"
+        );
         assert!(json["time"].as_f64() > Some(1.7e9));
         assert!(server.line("worker-ended").contains("exit status: 3"));
         // Both connections are as before.
@@ -152,7 +157,11 @@ fn no_reply_a_worker_is_idle_when_it_reads_again() {
             client.send(format!("{n}"));
         }
         eventually("all but one are done", || lines().lines().count() == 204);
-        assert!(begin.elapsed() < Duration::from_secs(4), "they waited: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(4),
+            "they waited: {:?}",
+            begin.elapsed()
+        );
         assert!(!lines().contains("slow"));
         // The drain waits for it too.
         server.signal(rustix::process::Signal::TERM);
@@ -169,7 +178,10 @@ fn no_reply_a_worker_is_idle_when_it_reads_again() {
 #[test]
 fn misbehaving_ones_are_replaced() {
     let cases = [
-        ("os.write(1, frame(b'one')); os.write(1, frame(b'two'))", "without having a message"),
+        (
+            "os.write(1, frame(b'one')); os.write(1, frame(b'two'))",
+            "without having a message",
+        ),
         (
             "import socket; s = socket.socket(fileno=1); \
              s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20); s.send(b'x' * 400000)",
@@ -177,7 +189,10 @@ fn misbehaving_ones_are_replaced() {
         ),
         ("os.close(0); os.close(1); time.sleep(60)", "does not end"),
         ("os.fork() or time.sleep(60); os._exit(4)", "exit status: 4"),
-        ("import socket; socket.socket(fileno=0).shutdown(2); time.sleep(60)", "does not end"),
+        (
+            "import socket; socket.socket(fileno=0).shutdown(2); time.sleep(60)",
+            "does not end",
+        ),
         ("time.sleep(60)", "--worker-deadline"),
     ];
     for (misdeed, reported) in cases {
@@ -194,7 +209,11 @@ fn misbehaving_ones_are_replaced() {
             server.line("ended, ");
             let children = format!("/proc/{0}/task/{0}/children", server.id());
             if let Ok(children) = fs::read_to_string(children) {
-                assert_eq!(children.split_whitespace().count(), 1, "{misdeed}: {children}");
+                assert_eq!(
+                    children.split_whitespace().count(),
+                    1,
+                    "{misdeed}: {children}"
+                );
             }
         });
     }
@@ -236,7 +255,10 @@ fn ones_that_never_read_hold_up_nobody_else() {
                 }
             }
             let most = if mode.len() == 2 { 1 } else { 16 };
-            assert!(unlucky <= most, "{unlucky} waited for the one that never reads");
+            assert!(
+                unlucky <= most,
+                "{unlucky} waited for the one that never reads"
+            );
         }
     });
 }
