@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn a_stream_in_pieces() {
         let (mut channel, worker) = Channel::pair(WorkerTransport::Stream, false).expect("a pair");
-        let mut next = |channel: &mut Channel| match channel.recv(&mut [], 5) {
+        let next = |channel: &mut Channel| match channel.recv(&mut [], 5) {
             Ok(Incoming::Message(message)) => message.to_vec(),
             other => format!("{other:?}").into_bytes(),
         };

@@ -291,7 +291,7 @@ impl Dispatcher {
                 continue;
             }
             let since = hand.back().filter(|_| self.options.no_reply);
-            let rank = (hand.len(), since.map(|job| job.given_at));
+            let rank = (hand.len(), process.missed, since.map(|job| job.given_at));
             if best.is_none_or(|(least, _)| rank < least) {
                 best = Some((rank, number));
             }
@@ -339,6 +339,7 @@ impl Dispatcher {
             if let Some(offered) = process.hand.pop_back_if(|job| {
                 !job.read && now >= job.given_at + patience(job) && process.channel.take_back()
             }) {
+                process.missed = true;
                 let moves = offered.moves + 1;
                 self.give_to(other, Job { moves, ..offered });
             }

@@ -117,6 +117,8 @@ pub(super) struct Process {
     pub(super) hand: VecDeque<Job>,
     /// It has finished something.
     pub(super) useful: bool,
+    /// A message was taken back from it, and it has read none since: it is busy for long.
+    pub(super) missed: bool,
     /// It is given nothing any more; the next step, and when.
     ending: Option<(Step, Instant)>,
 }
@@ -212,6 +214,7 @@ impl Process {
             started_at: Instant::now(),
             hand: VecDeque::new(),
             useful: false,
+            missed: false,
             ending: None,
         })
     }

@@ -50,7 +50,7 @@ impl Server {
         let lines = log.clone();
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                lines.0.lock().expect("no panic").push(line);
+                lines.0.lock().unwrap_or_else(|e| e.into_inner()).push(line);
                 lines.1.notify_all();
             }
         });
@@ -76,20 +76,25 @@ impl Server {
     #[track_caller]
     pub(crate) fn line(&self, part: &str) -> String {
         let until = Instant::now() + SOON;
-        let mut lines = self.log.0.lock().expect("no panic");
+        let mut lines = self.log.0.lock().unwrap_or_else(|e| e.into_inner());
         loop {
             if let Some(line) = lines.iter().find(|line| line.contains(part)) {
                 return line.clone();
             }
             let left = until.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no line with {part:?} in {lines:#?}");
-            lines = self.log.1.wait_timeout(lines, left).expect("no panic").0;
+            lines = self
+                .log
+                .1
+                .wait_timeout(lines, left)
+                .unwrap_or_else(|e| e.into_inner())
+                .0;
         }
     }
 
     /// The lines that have this in them so far.
     pub(crate) fn lines(&self, part: &str) -> Vec<String> {
-        let lines = self.log.0.lock().expect("no panic");
+        let lines = self.log.0.lock().unwrap_or_else(|e| e.into_inner());
         lines
             .iter()
             .filter(|line| line.contains(part))

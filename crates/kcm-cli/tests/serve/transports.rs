@@ -137,7 +137,8 @@ fn an_inherited_socket() {
         // As systemd does it: descriptor 3 listens, and the environment says so.
         let script = "import os, socket, sys\n\
                       s = socket.create_server(('127.0.0.1', 0))\n\
-                      os.dup2(s.fileno(), 3)\n\
+                      s.fileno() == 3 or os.dup2(s.fileno(), 3)\n\
+                      os.set_inheritable(3, True)\n\
                       os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
                       os.execv(sys.argv[1], sys.argv[1:])\n";
         let worker = python(
@@ -176,7 +177,8 @@ fn messages_longer_than_a_datagram_need_a_stream() {
         let worker = "import os, struct\n\
                       f = os.fdopen(0, 'rb'); out = os.fdopen(1, 'wb')\n\
                       while len(h := f.read(4)) == 4:\n \
-                       m = f.read(struct.unpack('!I', h)[0]).upper()\n \
+                       m = f.read(struct.unpack('!I', h)[0])\n \
+                       m = m[:4] + m[4:].upper()\n \
                        out.write(struct.pack('!I', len(m)) + m); out.flush()\n";
         let options = [
             "--worker-transport",

@@ -72,6 +72,7 @@ impl Dispatcher {
             last.note_read(self.options.retry);
             process.hand.drain(..process.hand.len() - 1);
             process.useful = true;
+            process.missed = false;
         }
     }
 
