@@ -46,9 +46,10 @@ impl Dispatcher {
         }
     }
 
-    /// Whatever a worker's socket has to say.
+    /// Whatever a worker's socket has to say; of one that was killed nothing is wanted any more.
     pub(super) fn look_at_socket(&mut self, number: usize) {
-        let Some(process) = self.workers[number].process() else {
+        let process = self.workers[number].process();
+        let Some(process) = process.filter(|process| !process.was_killed()) else {
             return;
         };
         if process.channel.is_waiting() && process.channel.flush().unwrap_or(true) {
@@ -136,12 +137,7 @@ impl Dispatcher {
             return;
         }
         // Its last words.
-        if !self.workers[number]
-            .process()
-            .is_some_and(|p| p.was_killed())
-        {
-            self.look_at_socket(number);
-        }
+        self.look_at_socket(number);
         let now = Instant::now();
         let worker = &mut self.workers[number];
         let State::Running(mut process) = std::mem::replace(&mut worker.state, State::Ended) else {
@@ -195,9 +191,10 @@ impl Dispatcher {
 
     fn report(&self, job: &Job, number: usize, retry: bool) {
         let id = job.connection;
-        let what = match retry {
-            true => "is given to another",
-            false => "has no answer",
+        let what = match (retry, self.options.no_reply) {
+            (true, _) => "is given to another",
+            (false, false) => "has no answer",
+            (false, true) => "may not be finished",
         };
         let message = format!(
             "worker {} had a message of {} bytes of {}: it {what}",
