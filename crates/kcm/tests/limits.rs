@@ -443,7 +443,7 @@ fn a_disabled_connection_waits_and_loses_nothing() {
             // A part of a message, whose time does not run.
             write(&peer, &numbered(1, 20, 40)[..30]);
             nothing(&mut socket);
-            std::thread::sleep(A_WHILE);
+            thread::sleep(A_WHILE);
             if let Some((_, other)) = &beside {
                 write(other, &numbered(2, 0, 40));
                 assert_eq!(number_of(&soon(&mut socket)), (2, 0));
@@ -460,7 +460,7 @@ fn a_disabled_connection_waits_and_loses_nothing() {
             socket.set_read_timeout(Some(SOON)).expect("a limit");
             let waiting = spawn_asleep(move || number_of(&socket.recv().expect("a message")));
             write(&peer, &numbered(1, 21, 40));
-            std::thread::sleep(A_WHILE);
+            thread::sleep(A_WHILE);
             assert!(!waiting.is_finished());
             connection.set_receive_disabled(false);
             assert_eq!(waiting.join().expect("no panic"), (1, 21));

@@ -61,7 +61,7 @@ impl Server {
         };
         let line = this.line("listening on ");
         if let Some(address) = line.split("listening on ").nth(1)
-            && let Ok(address) = address.trim().parse()
+            && let Some(Ok(address)) = address.split(['"', ' ']).next().map(str::parse)
         {
             this.address = address;
         }

@@ -241,24 +241,16 @@ fn ones_that_never_read_hold_up_nobody_else() {
             };
             let server = Server::start(mode, &["python3", "-c", &script]);
             // Those that it was given wait; all the others are answered.
-            let mut unlucky = 0;
             let mut clients: Vec<_> = (0..64).map(|_| server.client()).collect();
             for client in &mut clients {
                 client.send("hello");
-            }
-            for client in &mut clients {
-                let wait = if unlucky < 17 { A_WHILE } else { SOON };
-                client.0.set_read_timeout(Some(wait)).expect("a timeout");
-                match client.0.peek(&mut [0; 4]) {
-                    Ok(4) => assert_eq!(client.recv(), b"hello"),
-                    _ => unlucky += 1,
-                }
+                client.0.set_nonblocking(true).expect("non-blocking");
             }
             let most = if mode.len() == 2 { 1 } else { 16 };
-            assert!(
-                unlucky <= most,
-                "{unlucky} waited for the one that never reads"
-            );
+            eventually("all others are answered", || {
+                let answered = |client: &&Client| matches!(client.0.peek(&mut [0; 9]), Ok(9));
+                clients.iter().filter(answered).count() >= 64 - most
+            });
         }
     });
 }
