@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::spec::Spec;
+use crate::{serve::ServeOptions, spec::Spec};
 
 /// Message sockets over TCP: the Kernel Connection Multiplexor in user space.
 #[derive(Parser)]
@@ -28,6 +28,12 @@ pub(crate) enum Command {
     /// first bytes. For trying a framing before trusting it, on what a socket, tcpflow or tshark
     /// wrote.
     Parse(ParseOptions),
+
+    /// Answer messages with worker processes, written in any language
+    ///
+    /// Starts the workers and gives each message of each client, whole, to one that is idle: load is
+    /// balanced by messages, not by connections. A dozen lines of a user's code become a server.
+    Serve(ServeOptions),
 }
 
 /// The options of `kcm perf`.
@@ -210,7 +216,7 @@ Exit codes:
   2  the command line asks for something that cannot be: no such framing, a program that is
      refused, a file that cannot be read";
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text
         .parse()
         .map_err(|_| "a decimal number of seconds is needed, such as 0.5".to_owned())?;
@@ -221,7 +227,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// A number of bytes, such as 1000 or 10G.
-fn bytes(text: &str) -> Result<usize, String> {
+pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     const FORM: &str = "a number of bytes is needed, such as 1000, 64K, 16M or 10G";
     let (digits, shift) = match text.as_bytes() {
         [.., b'K'] => (&text[..text.len() - 1], 10),

@@ -1,5 +1,5 @@
 //! The `kcm` command: `perf` measures message sockets against raw TCP on this machine, `parse` shows
-//! where the messages of a byte stream end.
+//! where the messages of a byte stream end, `serve` answers them with worker processes.
 
 #![warn(missing_docs)]
 
@@ -11,6 +11,7 @@ mod cli;
 mod parse;
 mod perf;
 mod progress;
+mod serve;
 mod spec;
 
 /// Exit code: a message was wrong, or the work could not be done.
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let code = match cli::Cli::parse().command {
         cli::Command::Perf(options) => run_perf(&options),
         cli::Command::Parse(options) => run_parse(&options),
+        cli::Command::Serve(options) => run_serve(options),
     };
     code.map_or(ExitCode::SUCCESS, ExitCode::from)
 }
@@ -49,4 +51,18 @@ fn run_parse(options: &cli::ParseOptions) -> Option<u8> {
     };
     eprintln!("error: {failure}");
     Some(code)
+}
+
+fn run_serve(options: serve::ServeOptions) -> Option<u8> {
+    let failure = match serve::run(options) {
+        Ok(true) => return None,
+        // The log says what was left.
+        Ok(false) => return Some(EXIT_FAILED),
+        Err(failure) => failure,
+    };
+    eprintln!("kcm: {failure}");
+    Some(match failure {
+        serve::Failure::Usage(_) => EXIT_USAGE,
+        serve::Failure::System { .. } => EXIT_FAILED,
+    })
 }

@@ -102,6 +102,23 @@ impl Connection {
         }
     }
 
+    /// While set, nothing of this connection is received: its messages stay where they are, TCP's
+    /// window closes, and the time of an unfinished message does not run. The others go on. For a
+    /// program that still has to do for this peer, such as to give it replies that it does not
+    /// read. What a socket was given before is not taken back.
+    pub fn set_receive_disabled(&self, disabled: bool) {
+        // SYNC: release, with the acquire in `Mux::take`: who sees it enabled sees its time reset.
+        if disabled {
+            self.psock.receive_disabled.store(true, Ordering::Release);
+            self.psock.take_back_lease();
+            self.psock.mux.break_solo();
+        } else {
+            self.psock.end_partial();
+            self.psock.receive_disabled.store(false, Ordering::Release);
+        }
+        self.psock.notify();
+    }
+
     /// Its counters.
     pub fn stats(&self) -> ConnectionStats {
         ConnectionStats::of(&self.psock)

@@ -254,6 +254,12 @@ impl Mux {
         want: usize,
         batch: &mut Granted,
     ) -> Option<Taken> {
+        if psock.receive_disabled.load(Ordering::Acquire) {
+            psock.end_partial();
+            // Who enables it says that there may be something.
+            psock.release(false);
+            return None;
+        }
         let (mut rx, message, keyed) = self.next_for(psock, state)?;
         let mut taken = Taken {
             message,

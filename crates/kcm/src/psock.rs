@@ -35,6 +35,8 @@ pub(crate) struct Psock {
     pub(crate) class: AtomicU8,
     /// It waits so.
     held_for_order: AtomicBool,
+    /// Nothing of it is to be received.
+    pub(crate) receive_disabled: AtomicBool,
     /// The peer has closed its direction, and has not got all its answers.
     pub(crate) half_closed: AtomicBool,
     /// The lowest number that was free in the multiplexor.
@@ -105,6 +107,7 @@ impl Psock {
             background_key: OnceLock::new(),
             wanted: AtomicUsize::new(0),
             held_for_order: AtomicBool::new(false),
+            receive_disabled: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
             index,
             rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),

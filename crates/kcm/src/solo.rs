@@ -181,6 +181,9 @@ impl Mux {
         if !rx.bytes().is_empty() || rx.has_returned() || !rx.must_wait() || psock.is_wanted() {
             return None;
         }
+        if psock.receive_disabled.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut fill = Fill::Nothing;
         if self.spin {
             spin.until(|| {

@@ -305,6 +305,7 @@ impl Mux {
             || !sys::nudge_ready()
             || psock.is_wanted()
             || psock.has_ended()
+            || psock.receive_disabled.load(Ordering::Relaxed)
             || !psock.claim.claim_idle()
         {
             return None;

@@ -421,3 +421,49 @@ fn slow_peers_disturb_nobody() {
         }
     });
 }
+
+/// A connection of which nothing is to be received: alone and beside others, with a message that is
+/// there already, with a burst leased to a socket, and with one that has begun.
+#[test]
+fn a_disabled_connection_waits_and_loses_nothing() {
+    bounded(60, || {
+        for others in [false, true] {
+            let limits = Limits::default().with_assembly_deadline(Some(A_WHILE));
+            let builder = Multiplexor::builder(framing()).limits(limits);
+            let mux = builder.build().expect("a mux");
+            let (id, peer) = attached(&mux);
+            let beside = others.then(|| attached(&mux));
+            let mut socket = mux.socket().expect("a socket");
+            let connection = mux.connection(id).expect("attached");
+            for number in 0..20 {
+                write(&peer, &numbered(1, number, 40));
+            }
+            assert_eq!(number_of(&soon(&mut socket)), (1, 0));
+            connection.set_receive_disabled(true);
+            // A part of a message, whose time does not run.
+            write(&peer, &numbered(1, 20, 40)[..30]);
+            nothing(&mut socket);
+            thread::sleep(A_WHILE);
+            if let Some((_, other)) = &beside {
+                write(other, &numbered(2, 0, 40));
+                assert_eq!(number_of(&soon(&mut socket)), (2, 0));
+            }
+            nothing(&mut socket);
+            connection.set_receive_disabled(false);
+            for number in 1..20 {
+                assert_eq!(number_of(&soon(&mut socket)), (1, number));
+            }
+            write(&peer, &numbered(1, 20, 40)[30..]);
+            assert_eq!(number_of(&soon(&mut socket)), (1, 20));
+            // A thread that sleeps in a receive meanwhile.
+            connection.set_receive_disabled(true);
+            socket.set_read_timeout(Some(SOON)).expect("a limit");
+            let waiting = spawn_asleep(move || number_of(&socket.recv().expect("a message")));
+            write(&peer, &numbered(1, 21, 40));
+            thread::sleep(A_WHILE);
+            assert!(!waiting.is_finished());
+            connection.set_receive_disabled(false);
+            assert_eq!(waiting.join().expect("no panic"), (1, 21));
+        }
+    });
+}

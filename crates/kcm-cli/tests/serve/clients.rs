@@ -1,0 +1,147 @@
+//! Clients that misbehave: they take no more memory than the limits say, and hold up nobody.
+
+use std::{
+    io::{Read as _, Write as _},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::harness::*;
+
+/// Echoes; `big` is answered by 100 kB.
+fn worker() -> String {
+    python("reply(b'x' * 100000 if message[4:] == b'big' else message[4:])")
+}
+
+#[test]
+fn one_above_the_limit_is_closed_with_a_report() {
+    with_python(|| {
+        let options = ["--max-message", "1000", "--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let (mut long, mut other) = (server.client(), server.client());
+        assert_eq!(long.ask("short"), "short");
+        long.send("a".repeat(997));
+        long.is_closed();
+        let peer = long.0.local_addr().expect("an address").to_string();
+        assert!(server.line("ended: ").contains(&peer));
+        assert_eq!(other.ask(&"b".repeat(996)), "b".repeat(996));
+    });
+}
+
+#[test]
+fn half_a_message_has_its_deadline() {
+    with_python(|| {
+        let options = ["--deadline", "0.5", "--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let (mut half, mut idle) = (server.client(), server.client());
+        assert_eq!(idle.ask("served"), "served");
+        half.0.write_all(b"\0\0\0\x09half").expect("sent");
+        half.is_closed();
+        server.line("within the deadline");
+        // Nothing begun, nothing late.
+        assert_eq!(idle.ask("still"), "still");
+    });
+}
+
+#[test]
+fn ones_that_do_not_read_are_bounded_and_hold_up_nobody() {
+    with_python(|| {
+        let options = ["--memory", "8M", "--workers", "2", "--deadline", "2"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let mut good = server.client();
+        assert_eq!(good.ask("before"), "before");
+        let before = server.memory();
+        let mut greedy: Vec<_> = (0..20).map(|_| server.client()).collect();
+        for client in &mut greedy {
+            // 100 MB of replies each, were they all made.
+            let many = message("big").repeat(1000);
+            let _ = client.0.set_write_timeout(Some(A_WHILE));
+            let _ = client.0.write_all(&many);
+        }
+        let mut most = 0;
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(3) {
+            let asked = Instant::now();
+            assert_eq!(good.ask("meanwhile"), "meanwhile");
+            let took = asked.elapsed();
+            assert!(took < Duration::from_secs(5), "held up for {took:?}");
+            most = most.max(server.memory());
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Received and unread messages, each within --memory; closing connections for a second.
+        let more = most.saturating_sub(before);
+        assert!(more < 48 << 20, "{more} bytes more");
+        server.line("is closed with");
+    });
+}
+
+#[test]
+fn one_that_reads_late_gets_everything() {
+    with_python(|| {
+        let server = Server::start(&["--workers", "2"], &["python3", "-c", &worker()]);
+        let mut client = server.client();
+        const COUNT: usize = 300;
+        for _ in 0..COUNT {
+            client.send("big");
+        }
+        thread::sleep(Duration::from_millis(500));
+        for _ in 0..COUNT {
+            assert_eq!(client.recv().len(), 100_000);
+        }
+        assert_eq!(client.ask("and after"), "and after");
+    });
+}
+
+#[test]
+fn more_than_allowed_wait_for_a_place() {
+    with_python(|| {
+        let options = ["--max-connections", "3", "--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let mut clients: Vec<_> = (0..5).map(|_| server.client()).collect();
+        for client in &mut clients[..3] {
+            assert_eq!(client.ask("in"), "in");
+        }
+        clients[3].send("waits");
+        clients[3].hears_nothing();
+        clients.remove(0);
+        assert_eq!(clients[2].recv(), b"waits");
+    });
+}
+
+#[test]
+fn a_flood_of_broken_ones_is_no_flood_of_lines() {
+    with_python(|| {
+        let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker()]);
+        let mut good = server.client();
+        let begin = Instant::now();
+        for n in 0..400 {
+            let mut broken = server.client();
+            broken.0.write_all(&[0xff; 64]).expect("sent");
+            if n % 20 == 0 {
+                assert_eq!(good.ask("meanwhile"), "meanwhile");
+            }
+        }
+        let seconds = usize::try_from(begin.elapsed().as_secs()).expect("few") + 2;
+        let lines = server.lines("connection ").len();
+        assert!(
+            lines > 0 && lines <= 51 * seconds,
+            "{lines} lines in {seconds} s"
+        );
+    });
+}
+
+#[test]
+fn one_that_has_said_all_still_gets_its_answers() {
+    with_python(|| {
+        let worker = python("time.sleep(0.1); reply(message[4:])");
+        let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker]);
+        let mut client = server.client();
+        (0..5).for_each(|n| client.send([n]));
+        client
+            .0
+            .shutdown(std::net::Shutdown::Write)
+            .expect("half-closed");
+        (0..5).for_each(|n| assert_eq!(client.recv(), [n]));
+        assert_eq!(client.0.read(&mut [0; 1]).expect("the end"), 0);
+    });
+}

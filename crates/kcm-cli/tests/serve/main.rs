@@ -1,0 +1,8 @@
+//! `kcm serve` as its users call it: with workers in Python, shell and C, and clients of which some
+//! were not written for this.
+
+mod clients;
+mod harness;
+mod stopping;
+mod transports;
+mod workers;

@@ -1,0 +1,84 @@
+//! SIGTERM and SIGINT.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::harness::*;
+
+const WORKER: &str = "time.sleep(float(message[4:])); reply(b'done')";
+
+#[test]
+fn what_is_in_hand_is_finished() {
+    with_python(|| {
+        for signal in [Signal::TERM, Signal::INT] {
+            let worker = python(WORKER);
+            let mut server = Server::start(&["--workers", "2"], &["python3", "-c", &worker]);
+            let (mut busy, mut idle) = (server.client(), server.client());
+            assert_eq!(busy.ask("0"), "done");
+            assert_eq!(idle.ask("0"), "done");
+            busy.send("1");
+            std::thread::sleep(A_WHILE);
+            server.signal(signal);
+            server.line("stopping: 1 messages in hand");
+            // Nobody new is let in.
+            eventually("the port is closed", || {
+                std::net::TcpStream::connect(server.address).is_err()
+            });
+            assert_eq!(busy.recv(), b"done");
+            idle.is_closed();
+            assert_eq!(server.wait().code(), Some(0));
+            server.line("nothing was left");
+            assert_eq!(
+                server.lines("exit status: 0").len(),
+                2,
+                "workers saw the end"
+            );
+        }
+    });
+}
+
+#[test]
+fn what_takes_too_long_is_left() {
+    with_python(|| {
+        // It ignores SIGTERM, too.
+        let worker = format!(
+            "import signal; signal.signal(15, signal.SIG_IGN)\n{}",
+            python(WORKER)
+        );
+        let options = ["--workers", "1", "--drain-timeout", "0.3"];
+        let mut server = Server::start(&options, &["python3", "-c", &worker]);
+        let mut client = server.client();
+        assert_eq!(client.ask("0"), "done");
+        client.send("60");
+        std::thread::sleep(A_WHILE);
+        let begin = Instant::now();
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait().code(), Some(1));
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            begin.elapsed()
+        );
+        server.line("the time to stop is over");
+        server.line("signal: 9");
+        assert!(server.line("has no answer").contains("6 bytes"));
+        client.is_closed();
+    });
+}
+
+#[test]
+fn a_second_signal_means_at_once() {
+    with_python(|| {
+        let worker = python(WORKER);
+        let options = ["--workers", "1", "--drain-timeout", "60"];
+        let mut server = Server::start(&options, &["python3", "-c", &worker]);
+        let mut client = server.client();
+        client.send("60");
+        std::thread::sleep(A_WHILE);
+        server.signal(Signal::TERM);
+        server.line("stopping");
+        server.signal(Signal::TERM);
+        assert_eq!(server.wait().code(), Some(1));
+    });
+}
