@@ -46,6 +46,9 @@ pub struct Assembler {
     limits: Limits,
     /// Most bytes at which the parser did not know the length yet.
     asked_at: usize,
+    /// Bytes of the message at the front that are whole fragments, though perhaps
+    /// not all there; the parser looks at what comes behind them.
+    fragments: usize,
     /// The message at the front, when its end is known but not there.
     known: Option<Frame>,
     fault: Option<Fault>,
@@ -72,6 +75,7 @@ impl Assembler {
             rule: Rule::of(framing),
             limits,
             asked_at: 0,
+            fragments: 0,
             known: None,
             fault: None,
         }
@@ -89,6 +93,9 @@ impl Assembler {
     ///   that asks for more than that: [`Fault::HeaderTooLong`].
     /// * A length of 0, or not above a number of bytes at which the parser asked
     ///   for more: [`Fault::BadLength`], as it should have been known earlier.
+    /// * A message in fragments ([`Verdict::Fragment`]) may have its length known
+    ///   late; the header limit then counts from the first byte of each fragment,
+    ///   and none is parsed twice.
     #[inline]
     pub fn step(&mut self, bytes: &[u8]) -> Step {
         if bytes.len() < self.need {
@@ -208,36 +215,42 @@ impl Assembler {
     /// A look at bytes that the short way could not settle.
     #[inline(never)]
     fn examine(&mut self, bytes: &[u8]) -> Step {
-        let verdict = match (self.known, &self.rule) {
-            (Some(frame), _) => Verdict::Message(frame),
-            (None, Rule::Length(field)) => field.parse(bytes),
-            (None, Rule::Varint(varint)) => varint.parse(bytes),
-            (None, Rule::Fixed(fixed)) => fixed.parse(bytes),
-            (None, Rule::Closure(function)) => function.parse(bytes),
-            (None, Rule::Stateful(parser)) => parser.parse(bytes),
-        };
-        match verdict {
-            Verdict::Message(frame) => self.accept(frame, bytes.len()),
-            Verdict::NeedMore(need) => self.ask(need, bytes.len()),
-            Verdict::Error(errno) => {
-                let fault = match &self.rule {
-                    Rule::Length(field) => field.fault_in(bytes),
-                    // An errno that is none would read as success further up.
-                    _ if errno <= 0 => Fault::Parser { errno: EPROTO },
-                    _ => Fault::Parser { errno },
-                };
-                self.fail(fault)
+        if let Some(frame) = self.known {
+            return self.accept(frame, bytes.len());
+        }
+        loop {
+            // Not out of range: `need` is above the fragments, and was there.
+            let rest = &bytes[self.fragments..];
+            match self.rule.parse(rest) {
+                Verdict::Message(mut frame) => {
+                    frame.len = frame.len.saturating_add(self.fragments as u64);
+                    return self.accept(frame, bytes.len());
+                }
+                Verdict::NeedMore(need) => {
+                    return self.ask(need.saturating_add(self.fragments), bytes.len());
+                }
+                Verdict::Fragment(len) => {
+                    if let Some(step) = self.fragment(len, bytes.len()) {
+                        return step;
+                    }
+                }
+                Verdict::Error(errno) => {
+                    let fault = match &self.rule {
+                        Rule::Length(field) => field.fault_in(rest),
+                        // An errno that is none would read as success further up.
+                        _ if errno <= 0 => Fault::Parser { errno: EPROTO },
+                        _ => Fault::Parser { errno },
+                    };
+                    return self.fail(fault);
+                }
             }
         }
     }
 
     /// The message's length is known; `have` bytes are there.
     fn accept(&mut self, frame: Frame, have: usize) -> Step {
-        if frame.len <= self.asked_at as u64 {
-            return self.fail(Fault::BadLength {
-                len: frame.len,
-                least: self.asked_at as u64 + 1,
-            });
+        if let Some(step) = self.too_short(frame.len) {
+            return step;
         }
         let limit = self.limits.max_message_bytes;
         let len = match usize::try_from(frame.len) {
@@ -249,15 +262,56 @@ impl Assembler {
                 });
             }
         };
-        if len <= have {
+        if len <= have && self.fragments == 0 {
             return self.whole(frame);
         }
+        // Also for a whole message in fragments: who asks again before taking it
+        // shall not have all of them parsed again.
         self.known = Some(frame);
         self.need = len;
+        if len <= have {
+            return Step::Message(frame);
+        }
         Step::Incomplete {
             need: len,
             len: Some(len),
         }
+    }
+
+    /// The next `len` bytes are a fragment, and another follows: it is there (and
+    /// gives `None`), or has to be waited for. `have` bytes are there.
+    fn fragment(&mut self, len: u64, have: usize) -> Option<Step> {
+        let end = len.saturating_add(self.fragments as u64);
+        if let Some(step) = self.too_short(end) {
+            return Some(step);
+        }
+        let limit = self.limits.max_message_bytes;
+        let end = match usize::try_from(end) {
+            Ok(end) if end < limit => end,
+            _ => {
+                let len = end.saturating_add(1);
+                return Some(self.fail(Fault::TooBig { len, limit }));
+            }
+        };
+        self.fragments = end;
+        self.asked_at = end;
+        self.need = end + 1;
+        if end < have {
+            return None;
+        }
+        Some(Step::Incomplete {
+            need: self.need,
+            len: None,
+        })
+    }
+
+    /// The fault, if the message should have been known to end at `len` earlier.
+    fn too_short(&mut self, len: u64) -> Option<Step> {
+        if len > self.asked_at as u64 {
+            return None;
+        }
+        let least = self.asked_at as u64 + 1;
+        Some(self.fail(Fault::BadLength { len, least }))
     }
 
     /// The parser wants `need` bytes (or just one more) where `have` are there.
@@ -277,8 +331,8 @@ impl Assembler {
     /// Bytes at which a length must be known. Still unknown at the greatest
     /// length of a message, it could only turn out to be greater.
     fn header_limit(&self) -> usize {
-        self.limits
-            .max_header_bytes
+        self.fragments
+            .saturating_add(self.limits.max_header_bytes)
             .min(self.limits.max_message_bytes)
     }
 
@@ -294,6 +348,7 @@ impl Assembler {
     #[cold]
     fn forget(&mut self) {
         self.asked_at = 0;
+        self.fragments = 0;
         self.known = None;
         if self.fault.is_none() {
             self.need = 1;
@@ -327,6 +382,16 @@ impl Rule {
             Framing::Fixed(fixed) => Self::Fixed(*fixed),
             Framing::Closure(function) => Self::Closure(function.clone()),
             Framing::Stateful(factory) => Self::Stateful(factory.make()),
+        }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Verdict {
+        match self {
+            Self::Length(field) => field.parse(bytes),
+            Self::Varint(varint) => varint.parse(bytes),
+            Self::Fixed(fixed) => fixed.parse(bytes),
+            Self::Closure(function) => function.parse(bytes),
+            Self::Stateful(parser) => parser.parse(bytes),
         }
     }
 }

@@ -13,5 +13,8 @@ pub const EPROTO: i32 = 71;
 /// A message, or its header, is longer than the limits allow (90).
 pub const EMSGSIZE: i32 = 90;
 
+/// A version of the protocol that nobody here knows (93).
+pub const EPROTONOSUPPORT: i32 = 93;
+
 /// The framing has no way of doing what was asked (95).
 pub const EOPNOTSUPP: i32 = 95;

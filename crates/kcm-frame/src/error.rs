@@ -6,6 +6,7 @@
 //! called. A [`Fault`] is the peer's (or the parser's): the stream is lost from
 //! here on and its connection has to go.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
@@ -19,7 +20,8 @@ use crate::errno::{EINVAL, EMSGSIZE, EOPNOTSUPP, EPROTO};
 pub enum Fault {
     /// The message says it is longer than a message may be. `EMSGSIZE`.
     TooBig {
-        /// What it says, in bytes, header included.
+        /// What it says, in bytes, header included; of a message in fragments that
+        /// has not ended yet, the least that it can be.
         len: u64,
         /// The longest that is accepted, in bytes.
         limit: usize,
@@ -103,7 +105,7 @@ pub enum FrameError {
         /// What is wrong with the piece.
         problem: &'static str,
         /// What could stand there instead.
-        possible: &'static str,
+        possible: Cow<'static, str>,
     },
     /// A length field has 1 to 8 bytes. The caller's fault. `EINVAL`.
     FieldWidth {

@@ -178,14 +178,14 @@ impl LengthField {
             .get(self.offset..)
             .and_then(|tail| self.load(tail))
             .unwrap_or(0);
-        // No product of two 64-bit numbers and no such sum overflows 128 bits.
-        let len = u128::from(self.extract(value)) * u128::from(self.scale);
-        let len = match self.bias.unsigned_abs() {
-            bias if self.bias < 0 => len.saturating_sub(bias.into()),
-            bias => len + u128::from(bias),
+        // What is beyond 64 bits before the bias is added does not come back by it.
+        let len = match self.extract(value).checked_mul(self.scale) {
+            Some(unbiased) if self.bias < 0 => unbiased.saturating_sub(self.bias.unsigned_abs()),
+            Some(unbiased) => unbiased.saturating_add(self.bias.unsigned_abs()),
+            None => u64::MAX,
         };
         Fault::BadLength {
-            len: u64::try_from(len).unwrap_or(u64::MAX),
+            len,
             least: self.end as u64,
         }
     }

@@ -10,6 +10,8 @@
 //!   length, a closure, or a [`Parser`] with state for each connection. The
 //!   first three have a text form (`"u32be+4"`), no virtual call, and can also
 //!   make the header of a message to be sent.
+//! * [`Protocol`] has the rule of a common protocol ready under its name, which
+//!   stands wherever the text form does (`"kafka"`).
 //! * [`Limits`] bound what a peer may make us hold.
 //! * [`Assembler`] applies both to one stream and remembers just enough of an
 //!   incomplete message to not parse it again for each byte that trickles in.
@@ -48,6 +50,7 @@ mod header;
 mod length_field;
 mod limits;
 mod parser;
+mod protocols;
 mod spec;
 mod varint;
 mod verdict;
@@ -62,5 +65,6 @@ pub use limits::{
     DEFAULT_ASSEMBLY_DEADLINE, DEFAULT_MAX_HEADER_BYTES, DEFAULT_MAX_MESSAGE_BYTES, Limits,
 };
 pub use parser::Parser;
+pub use protocols::{Protocol, protocols};
 pub use varint::Varint;
 pub use verdict::{Frame, Verdict};

@@ -41,7 +41,8 @@ pub const DEFAULT_ASSEMBLY_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Limits {
     /// Longest message in bytes, header included.
     pub max_message_bytes: usize,
-    /// Bytes of a message, from its first, after which its length must be known.
+    /// Bytes of a message, from its first, after which its length must be known;
+    /// of one in fragments, bytes from each fragment's first.
     pub max_header_bytes: usize,
     /// Longest time from a message's first byte to its last; `None` for no
     /// bound. This crate has no clock: whoever reads the socket keeps this one.

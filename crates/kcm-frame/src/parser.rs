@@ -43,8 +43,9 @@ pub trait Parser: Send {
     /// message ends. Is asked again about the same bytes, and more of them.
     fn parse(&self, bytes: &[u8]) -> Verdict;
 
-    /// Told once for each whole message, in the order of the stream, when it
-    /// leaves the connection; what is parsed next comes after it.
+    /// Told once for each message, in the order of the stream, when it leaves the
+    /// connection; what is parsed next comes after it. All of the message's bytes
+    /// are shown.
     fn delivered(&mut self, message: &[u8]) {
         let _ = message;
     }

@@ -6,14 +6,16 @@
 //! an equal value, and an error shows the piece that is wrong beside what could
 //! stand there, as its reader is a person with a typing error.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::length_field::full_mask;
+use crate::protocols::{self, Protocol};
 use crate::varint::MAX_VARINT_BYTES;
 use crate::{Endian, Fixed, FrameError, Framing, LengthField, Native, Varint};
 
-/// All there is, for error messages.
+/// All there is besides names, for error messages.
 const FORMS: &str = "one of u8, u16be, u16le, u24be, u24le, u32be, u32le, u40be, u40le, u48be, \
                      u48le, u56be, u56le, u64be, u64le (each with +N or -N), \
                      len:size=N[,offset=N][,endian=big|little][,mask=N][,shift=N][,scale=N]\
@@ -29,9 +31,17 @@ const UNSIGNED: &str = "a decimal number, or a hexadecimal one after 0x";
 impl FromStr for Framing {
     type Err = FrameError;
 
-    /// Reads a framing that is a plain value; see [`Native`]'s `from_str`.
+    /// Reads a framing that is a plain value (see [`Native`]'s `from_str`), or the
+    /// name of any [`Protocol`].
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::Spec`] (`EINVAL`), which names the piece at fault.
     fn from_str(spec: &str) -> Result<Self, FrameError> {
-        spec.parse::<Native>().map(Self::from)
+        match Protocol::named(spec) {
+            Some(protocol) => Ok(protocol.framing()),
+            None => Reader { spec }.native().map(Self::from),
+        }
     }
 }
 
@@ -48,6 +58,8 @@ impl FromStr for Native {
     /// * `varint:offset=1,max=4`: a [`Varint`]; without more, `varint` means
     ///   offset 0 and up to 10 bytes.
     /// * `fixed:N`: a [`Fixed`] length of N bytes.
+    /// * `dns`, `kafka`, ...: the name of a [`Protocol`] that has one of the above
+    ///   as its [`spec`](Protocol::spec).
     ///
     /// Numbers are decimal, or hexadecimal after `0x`, and count bytes, but for
     /// mask, shift and scale.
@@ -61,7 +73,17 @@ impl FromStr for Native {
     /// assert!(error.starts_with(r#""u32xe+4": unknown length field "u32xe": one of u8,"#));
     /// ```
     fn from_str(spec: &str) -> Result<Self, FrameError> {
-        Reader { spec }.native()
+        let reader = Reader { spec };
+        match Protocol::named(spec) {
+            Some(protocol) => protocol.native().ok_or_else(|| {
+                reader.error(
+                    "no plain length in protocol",
+                    spec,
+                    "its framing takes code",
+                )
+            }),
+            None => reader.native(),
+        }
     }
 }
 
@@ -158,7 +180,7 @@ impl<'a> Reader<'a> {
             Some(at) => text.split_at(at),
             None => (text, ""),
         };
-        let unknown = || self.error("unknown length field", name, FORMS);
+        let unknown = || self.unknown(name);
         let (bits, endian) = match (name.strip_suffix("be"), name.strip_suffix("le")) {
             (Some(bits), _) => (bits, Endian::Big),
             (_, Some(bits)) => (bits, Endian::Little),
@@ -281,12 +303,31 @@ impl<'a> Reader<'a> {
         self.error("out of range", piece, possible)
     }
 
-    fn error(self, problem: &'static str, piece: &str, possible: &'static str) -> FrameError {
+    /// No short form, and no name either.
+    fn unknown(self, name: &str) -> FrameError {
+        match protocols::near(self.spec) {
+            Some(meant) => {
+                let possible = format!("did you mean {}?", meant.name());
+                self.error("unknown protocol", self.spec, possible)
+            }
+            None => {
+                let possible = format!("{FORMS}, or a protocol: {}", protocols::names());
+                self.error("unknown length field", name, possible)
+            }
+        }
+    }
+
+    fn error(
+        self,
+        problem: &'static str,
+        piece: &str,
+        possible: impl Into<Cow<'static, str>>,
+    ) -> FrameError {
         FrameError::Spec {
             spec: self.spec.to_owned(),
             piece: piece.to_owned(),
             problem,
-            possible,
+            possible: possible.into(),
         }
     }
 }

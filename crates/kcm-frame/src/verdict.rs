@@ -16,6 +16,14 @@ pub enum Verdict {
     /// from the message's first byte; zero, or a number not above what is there
     /// already, means "one more".
     NeedMore(usize),
+    /// A message made of fragments: the first is known to be this many bytes long,
+    /// its header included, and is not the last. The parser is asked next about
+    /// the bytes behind it, as if the message began there, until it says
+    /// [`Message`](Self::Message) with the length of the last fragment alone.
+    ///
+    /// So each fragment is parsed once, however many there are; it is the message
+    /// limit that bounds their sum, and the header limit holds for each.
+    Fragment(u64),
     /// The stream cannot be framed; a positive errno says why.
     Error(i32),
 }

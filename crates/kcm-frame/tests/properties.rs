@@ -2,12 +2,14 @@
 //! which the stream arrives.
 
 mod model;
+mod receiver;
 
 use kcm_frame::{Assembler, Fault, Frame, FrameError, Framing, Limits, Native, Step, Verdict};
-use model::{Parts, assembler, parts, receive};
+use model::{Parts, assembler, parts};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use receiver::receive;
 
 /// A stream of messages with bodies as near to the wanted lengths as the framing
 /// can say, and the length of each message.

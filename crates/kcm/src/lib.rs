@@ -90,8 +90,8 @@ pub use stats::{
 pub use transport::{Stream, Transport};
 
 pub use kcm_frame::{
-    Endian, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits, Parser, Varint,
-    Verdict,
+    Endian, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits, Parser,
+    Protocol, Varint, Verdict, protocols,
 };
 
 /// Compiles what the README shows.

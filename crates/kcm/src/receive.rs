@@ -309,7 +309,7 @@ impl Rx {
         if !self.early.is_empty() {
             return self.fill_early(psock);
         }
-        let whole = len.unwrap_or(need);
+        let whole = len.unwrap_or_else(|| self.unknown_length(need));
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
         };
@@ -377,6 +377,24 @@ impl Rx {
         self.position = 0;
         psock.edge.store(true, Ordering::Relaxed);
         Fill::Some
+    }
+
+    /// For how long a message there is to be room if it takes `need` bytes at least and nobody knows
+    /// more. A message in fragments tells its length last and may have any number of them: its
+    /// memory is doubled when it is full, since moved for each fragment it would cost the square of
+    /// their number, and filled, since a read for each fragment is as slow.
+    fn unknown_length(&self, need: usize) -> usize {
+        if need <= CHUNK_BYTES {
+            return need;
+        }
+        let own = self.buffer.as_ref();
+        match own.map_or(0, |own| own.capacity() - self.position) {
+            room if room >= need => room,
+            _ => {
+                let most = self.assembler.limits().max_message_bytes;
+                need.saturating_mul(2).min(most).max(need)
+            }
+        }
     }
 
     /// A buffer that begins with what is left and has room for `whole` bytes in all; whether it

@@ -250,6 +250,30 @@ fn lines_by_a_closure() {
 }
 
 #[test]
+fn a_long_record_of_tiny_fragments_is_one_message() {
+    bounded(30, || {
+        // Longer than a chunk, so that its memory must grow without its length being known; were
+        // it moved for each fragment, this would take minutes.
+        let mut record = vec![0; 4 << 20];
+        record.extend([0x80, 0, 0, 3, 1, 2, 3]);
+        let small = [0, 0, 0, 1, 7, 0x80, 0, 0, 1, 8];
+        let mux = mux_of("rpc".parse().expect("a known name"));
+        let (_, peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        thread::scope(|scope| {
+            let stream = [&small[..], &record, &small].concat().repeat(2);
+            scope.spawn(move || write(&peer, &stream));
+            for _ in 0..2 {
+                for message in [&small[..], &record, &small] {
+                    assert!(soon(&mut socket)[..] == *message);
+                }
+            }
+        });
+        nothing(&mut socket);
+    });
+}
+
+#[test]
 fn the_parser_sees_each_message_from_its_first_byte() {
     bounded(20, || {
         // Each message begins with a byte that occurs nowhere else.

@@ -163,6 +163,100 @@ fn headers_have_a_bound() {
     );
 }
 
+/// A byte of length without itself; the highest bit says that it is not the last.
+fn fragments(bytes: &[u8]) -> Verdict {
+    match bytes.first() {
+        None => Verdict::NeedMore(1),
+        Some(0xff) => Verdict::NeedMore(0),
+        Some(&head) if head & 0x80 != 0 => Verdict::Fragment(1 + u64::from(head & 0x7f)),
+        Some(&head) => Verdict::message(1 + u64::from(head)),
+    }
+}
+
+#[test]
+fn fragments_are_one_message_and_none_is_parsed_twice() {
+    let message: Vec<u8> = [0x80].repeat(1000).into_iter().chain([1, 7]).collect();
+    let (mut a, calls) = counted(fragments, Limits::default().with_max_header_bytes(1));
+    for end in 1..=1000 {
+        assert_eq!(a.step(&message[..end]), incomplete(end + 1));
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 1000);
+    assert_eq!(a.step(&message[..1001]), announced(1002));
+    let whole = Step::Message(Frame::new(1002));
+    for _ in 0..3 {
+        assert_eq!(a.step(&message), whole);
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 1001);
+    a.delivered(&message);
+    // Nothing of it counts for the next one.
+    assert_eq!(a.step(&[1, 7]), Step::Message(Frame::new(2)));
+    assert_eq!(a.step(&message), whole);
+    assert_eq!(calls.load(Ordering::Relaxed), 1001 + 1 + 1001);
+}
+
+#[test]
+fn a_fragment_has_its_own_header_limit_and_the_message_has_one() {
+    let limits = Limits::default()
+        .with_max_header_bytes(2)
+        .with_max_message_bytes(9);
+    let (mut a, _) = counted(fragments, limits);
+    assert_eq!(a.step(&[0x84, 0, 0, 0, 0, 0xff]), incomplete(7));
+    assert_eq!(
+        a.step(&[0x84, 0, 0, 0, 0, 0xff, 0]),
+        Step::Fault(Fault::HeaderTooLong { limit: 7 })
+    );
+    // Exactly as long as may be, a byte more, and one that cannot end in time.
+    for (last, step) in [
+        (0x03, announced(9)),
+        (0x04, Step::Fault(Fault::TooBig { len: 10, limit: 9 })),
+        (0x83, Step::Fault(Fault::TooBig { len: 10, limit: 9 })),
+        (0x82, incomplete(9)),
+    ] {
+        let (mut a, _) = counted(fragments, limits);
+        assert_eq!(a.step(&[0x84, 0, 0, 0, 0, last]), step, "{last:#x}");
+    }
+    let (mut a, _) = counted(fragments, limits);
+    assert_eq!(a.step(&[0x84]), incomplete(6));
+    a.set_limits(limits.with_max_message_bytes(5));
+    assert!(matches!(a.step(&[0x84]), Step::Fault(fault) if fault.errno() == 90));
+}
+
+#[test]
+fn fragments_go_forward() {
+    let bad = |len, least| Step::Fault(Fault::BadLength { len, least });
+    let (mut a, _) = counted(|_| Verdict::Fragment(0), Limits::default());
+    assert_eq!(a.step(b"abc"), bad(0, 1));
+    // The last is a fragment too, and has at least a byte.
+    let last_is = |len| {
+        move |bytes: &[u8]| match bytes {
+            [b'f', ..] => Verdict::Fragment(2),
+            _ => Verdict::message(len),
+        }
+    };
+    let (mut a, _) = counted(last_is(0), Limits::default());
+    assert_eq!(a.step(b"f.x"), bad(2, 3));
+    let (mut a, _) = counted(last_is(u64::MAX), Limits::default());
+    assert!(matches!(
+        a.step(b"f.x"),
+        Step::Fault(Fault::TooBig { len: u64::MAX, .. })
+    ));
+    let (mut a, _) = counted(|_| Verdict::Fragment(u64::MAX), Limits::default());
+    assert!(matches!(
+        a.step(b"f.x"),
+        Step::Fault(Fault::TooBig { len: u64::MAX, .. })
+    ));
+    // Asked for three bytes, it cannot be a fragment of two.
+    let (mut a, _) = counted(
+        |bytes| match bytes.len() {
+            0..3 => Verdict::NeedMore(3),
+            _ => Verdict::Fragment(2),
+        },
+        Limits::default(),
+    );
+    assert_eq!(a.step(b"ab"), incomplete(3));
+    assert_eq!(a.step(b"abc"), bad(2, 3));
+}
+
 #[test]
 fn a_lost_stream_stays_lost() {
     let (mut a, calls) = counted(|_| Verdict::Error(22), Limits::default());

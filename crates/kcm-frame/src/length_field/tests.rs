@@ -209,6 +209,18 @@ fn lengths_that_a_mask_with_holes_cannot_say() {
 }
 
 #[test]
+fn a_product_beyond_64_bits_is_not_saved_by_the_bias() {
+    let field = field(0, 8, Endian::Big).scale(6).bias(i64::MIN);
+    let bytes = (u64::MAX / 6 + 1).to_be_bytes();
+    assert_eq!(field.parse(&bytes), Verdict::Error(EPROTO));
+    let fault = Fault::BadLength {
+        len: u64::MAX,
+        least: 8,
+    };
+    assert_eq!(field.fault_in(&bytes), fault);
+}
+
+#[test]
 fn a_total_below_the_bias_cannot_be_said() {
     let field = field(0, 1, Endian::Big).scale(2).bias(10);
     assert_eq!(

@@ -93,7 +93,11 @@ fn errors_show_the_piece_and_what_is_possible() {
     let text = refuse("u32xe+4");
     let start = r#""u32xe+4": unknown length field "u32xe": one of u8, u16be, u16le,"#;
     assert!(text.starts_with(start), "{text}");
-    assert!(text.ends_with("fixed:N"), "{text}");
+    assert!(text.contains(", fixed:N, or a protocol: 9p, "), "{text}");
+    assert_eq!(
+        refuse("thrfit"),
+        r#""thrfit": unknown protocol "thrfit": did you mean thrift?"#
+    );
     let pieces = [
         ("", r#"unknown length field """#),
         ("u8be", r#"unknown length field "u8be""#),

@@ -1,8 +1,8 @@
-//! A second, slow opinion on where messages end, and a receiver to compare it
-//! with. Nothing here looks at how the crate does it: numbers are 128 bits wide
-//! and the stream is read one byte at a time.
+//! A second, slow opinion on where messages end. Nothing here looks at how the
+//! crate does it: numbers are 128 bits wide and the stream is read one byte at a
+//! time.
 
-use kcm_frame::{Assembler, Endian, Fault, Fixed, Framing, LengthField, Native, Step, Varint};
+use kcm_frame::{Assembler, Endian, Fixed, Framing, LengthField, Native, Varint};
 use proptest::prelude::*;
 
 /// A native framing as the numbers it is made of.
@@ -121,72 +121,6 @@ impl Parts {
             }
         }
         (lengths, None)
-    }
-}
-
-/// What a receiver gets out of a stream that arrives up to each of `cuts`, and
-/// then as a whole.
-pub(crate) struct Received {
-    pub(crate) messages: Vec<Vec<u8>>,
-    pub(crate) fault: Option<Fault>,
-    pub(crate) rest: Vec<u8>,
-}
-
-impl Received {
-    pub(crate) fn lengths(&self) -> Vec<usize> {
-        self.messages.iter().map(Vec::len).collect()
-    }
-}
-
-/// Runs an assembler over `stream` and checks the promises that hold for every
-/// framing on the way.
-pub(crate) fn receive(assembler: &mut Assembler, stream: &[u8], cuts: &[usize]) -> Received {
-    let mut arrivals: Vec<usize> = cuts.iter().map(|&cut| cut.min(stream.len())).collect();
-    arrivals.push(stream.len());
-    arrivals.sort_unstable();
-    let mut messages = Vec::new();
-    let mut start = 0;
-    for end in arrivals {
-        loop {
-            let bytes = &stream[start..end];
-            let step = assembler.step(bytes);
-            // A parser of no principle may say something else about a message
-            // that is there, once it is asked anew.
-            if assembler.native().is_some() || !matches!(step, Step::Message(_)) {
-                assert_eq!(assembler.step(bytes), step, "asked twice");
-            }
-            match step {
-                Step::Message(frame) => {
-                    let len = usize::try_from(frame.len).expect("a message that is there");
-                    assert!(len > 0 && len <= bytes.len());
-                    assert!(len <= assembler.limits().max_message_bytes);
-                    assembler.delivered(&bytes[..len]);
-                    messages.push(bytes[..len].to_vec());
-                    start += len;
-                }
-                Step::Incomplete { need, len } => {
-                    assert!(need > bytes.len());
-                    assert!(need <= assembler.limits().max_message_bytes.max(1));
-                    assert!(len.is_none_or(|len| len >= need));
-                    break;
-                }
-                Step::Fault(fault) => {
-                    assert!(fault.errno() > 0);
-                    assert_eq!(assembler.step(&[]), step, "asked later");
-                    let rest = stream[start..].to_vec();
-                    return Received {
-                        messages,
-                        fault: Some(fault),
-                        rest,
-                    };
-                }
-            }
-        }
-    }
-    Received {
-        messages,
-        fault: None,
-        rest: stream[start..].to_vec(),
     }
 }
 
