@@ -55,6 +55,7 @@ pub struct Builder {
     pub(crate) socket_type: SocketType,
     pub(crate) spin: bool,
     pub(crate) sticky_send: bool,
+    pub(crate) ordered: bool,
     pub(crate) connect_wait: Duration,
     pub(crate) linger: Duration,
 }
@@ -68,6 +69,7 @@ impl Builder {
             socket_type: SocketType::Dgram,
             spin: false,
             sticky_send: false,
+            ordered: false,
             connect_wait: Duration::ZERO,
             linger: DEFAULT_LINGER,
         }
@@ -104,6 +106,13 @@ impl Builder {
     /// there, for affinity; off by default: it goes where least is queued.
     pub fn sticky_send(mut self, on: bool) -> Self {
         self.sticky_send = on;
+        self
+    }
+
+    /// Connections are ordered from their first message on
+    /// ([`crate::Connection::set_ordered`]); off by default.
+    pub fn ordered(mut self, on: bool) -> Self {
+        self.ordered = on;
         self
     }
 

@@ -93,7 +93,7 @@ impl Psock {
             edge: AtomicBool::new(true),
             drain: AtomicBool::new(false),
             registered: AtomicBool::new(false),
-            ordered: AtomicBool::new(false),
+            ordered: AtomicBool::new(mux.ordered),
             partial_since_ns: AtomicU64::new(NO_PARTIAL),
             deadline_passed: AtomicBool::new(false),
             deadline_set: AtomicBool::new(false),

@@ -199,6 +199,25 @@ fn an_ordered_connection_waits_for_done() {
 }
 
 #[test]
+fn a_connection_can_be_ordered_from_its_first_message() {
+    let framing: kcm::Framing = "u8+1".parse().expect("a specification");
+    let mux = kcm::Multiplexor::builder(framing)
+        .ordered(true)
+        .build()
+        .expect("a multiplexor");
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    mux.attach(ours).expect("attached");
+    std::io::Write::write_all(&mut theirs, &[0, 1, 7]).expect("sent");
+    let mut first = mux.socket().expect("a socket");
+    let mut second = mux.socket().expect("a socket");
+    second.set_nonblocking(true).expect("set");
+    assert_eq!(&*first.recv().expect("a message"), &[0]);
+    assert!(matches!(second.recv(), Err(Error::WouldBlock)));
+    first.done();
+    assert_eq!(&*second.recv().expect("a message"), &[1, 7]);
+}
+
+#[test]
 fn ordered_connections_are_worked_on_in_order() {
     bounded(30, || {
         const COUNT: u64 = 2000;
