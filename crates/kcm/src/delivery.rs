@@ -259,15 +259,7 @@ impl Mux {
                 self.grant(psock, &mut rx, state, want - 1, batch);
             }
         }
-        // One look ahead, so that nobody is woken for half a message.
-        let whole = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
-        let more = whole || rx.has_returned() || psock.edge.load(Ordering::Relaxed);
-        if !more {
-            rx.settle(psock);
-            if !rx.bytes().is_empty() {
-                psock.begin_partial(rx.assembler.limits().assembly_deadline);
-            }
-        }
+        let more = psock.leaves_work(&mut rx);
         drop(rx);
         psock.release(more);
         Some(taken)

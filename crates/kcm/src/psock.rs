@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kcm_frame::{Assembler, Framing, Limits};
+use kcm_frame::{Assembler, Framing, Limits, Step};
 
 use crate::{
     attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
@@ -217,8 +217,23 @@ impl Psock {
     /// The next message of the ordered connection may go out.
     pub(crate) fn release_order(self: &Arc<Self>) {
         if self.held_for_order.swap(false, Ordering::AcqRel) {
-            self.release(true);
+            let more = self.leaves_work(&mut self.rx());
+            self.release(more);
         }
+    }
+
+    /// Whether the thread that has the claim would leave work, if it gave the claim back now. One
+    /// look ahead, so that nobody is woken for half a message.
+    pub(crate) fn leaves_work(self: &Arc<Self>, rx: &mut Rx) -> bool {
+        let whole = !rx.bytes().is_empty() && !matches!(rx.step(), Step::Incomplete { .. });
+        let more = whole || rx.has_returned() || self.edge.load(Ordering::Relaxed);
+        if !more {
+            rx.settle(self);
+            if !rx.bytes().is_empty() {
+                self.begin_partial(rx.assembler.limits().assembly_deadline);
+            }
+        }
+        more
     }
 
     /// Has a socket that walks through a burst of it give back what it has not come to.
