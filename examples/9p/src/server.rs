@@ -85,7 +85,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Those of the system: no thread or descriptor left.
+    /// Those of the system: no thread or descriptor left; too few descriptors for so many clients.
     pub fn start(listener: TcpListener, export: Export, options: Options) -> io::Result<Self> {
         let workers = options.workers.get();
         let max_msize = options.max_msize.max(MIN_MSIZE);
@@ -107,6 +107,13 @@ impl Server {
 
         let others = OTHER_DESCRIPTORS + 3 * options.max_clients + 2 * workers;
         let max_fids = descriptors().saturating_sub(others);
+        if max_fids < options.max_clients {
+            return Err(io::Error::other(format!(
+                "too few descriptors for {} clients: raise the limit (ulimit -n) beyond {}",
+                options.max_clients,
+                others + options.max_clients
+            )));
+        }
         let clients = Arc::new(Clients {
             shared: Shared::new(export, max_fids, max_msize),
             by_connection: Mutex::default(),

@@ -73,13 +73,20 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn new(options: &[&str]) -> Self {
+        Self::under(&["env"], options)
+    }
+
+    /// The server started by this command.
+    pub(crate) fn under(command: &[&str], options: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let base = std::env::temp_dir().join(format!("9p-{}-{number}", std::process::id()));
         fs::create_dir_all(base.join("root")).expect("a directory");
         fs::create_dir(base.join("outside")).expect("a directory");
         fs::write(base.join("outside/secret"), "secret").expect("a file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_9p"))
+        let mut child = Command::new(command[0])
+            .args(&command[1..])
+            .arg(env!("CARGO_BIN_EXE_9p"))
             .args(["--listen", "127.0.0.1:0"])
             .args(options)
             .arg(base.join("root"))
