@@ -37,9 +37,9 @@ clean_up() {
 trap clean_up EXIT
 
 checks=0
-ok() {
+ok() { # NAME
     checks=$((checks + 1))
-    echo "ok: $1"
+    echo "ok: $1 ($SECONDS s)"
 }
 fail() {
     echo "FAILED: $1" >&2
@@ -75,7 +75,9 @@ list() {
     (cd "$1" && find . -printf '%P|%y|%m|%U|%G|%n|%l|%T@|' \( -type d -printf '\n' -o -printf '%s\n' \) | sort)
 }
 same() {
-    diff -r --no-dereference "$1" "$2" >/dev/null || fail "contents differ: $1 $2"
+    # (diff takes any two FIFOs for different.)
+    diff -r --no-dereference --exclude=fifo "$1" "$2" >"$work/differences" ||
+        fail "contents differ: $1 $2: $(head -n 5 "$work/differences")"
     diff <(list "$1") <(list "$2") || fail "attributes differ: $1 $2"
 }
 
