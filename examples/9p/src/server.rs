@@ -28,10 +28,12 @@ use crate::{
 
 /// Largest message unless told otherwise, 1 MiB: what the Linux client asks for over TCP at most.
 pub const DEFAULT_MAX_MSIZE: u32 = 1 << 20;
-/// Clients at once unless told otherwise, 256: each can have about 2 MiB of messages here.
+/// Clients at once unless told otherwise, 256. One that never reads can hold the largest message for
+/// each worker; the usual one, next to nothing.
 pub const DEFAULT_MAX_CLIENTS: usize = 256;
-/// Workers unless told otherwise, at least 4: they wait for disks, not only for processors.
-const MIN_WORKERS: usize = 4;
+/// Workers unless told otherwise, at least 8, as the kernel's NFS server has: they wait for disks, not
+/// only for processors, and on a busy machine two threads get less of it than many.
+const MIN_WORKERS: usize = 8;
 /// Descriptors that are not for fids: the connections, those of the sockets (two each, one for
 /// each worker and for each client put aside), and those of walks and creations under way.
 const OTHER_DESCRIPTORS: usize = 128;

@@ -70,22 +70,23 @@ attach() {
     mount -t 9p -o "trans=tcp,port=$port,version=9p2000.L,$2" 127.0.0.1 "$1"
     mounts+=("$1")
 }
-# All that cp -a keeps, line by line.
+# All that cp -a keeps, line by line. (Of times the seconds: the kernel's client knows no smaller part.)
 list() {
-    (cd "$1" && find . -printf '%P|%y|%m|%U|%G|%n|%l|%T@|' \( -type d -printf '\n' -o -printf '%s\n' \) | sort)
+    (cd "$1" && find . -printf '%P|%y|%m|%U|%G|%n|%l|%Ts|' \( -type d -printf '\n' -o -printf '%s\n' \) | sort)
 }
 same() {
     # (diff takes any two FIFOs for different.)
     diff -r --no-dereference --exclude=fifo "$1" "$2" >"$work/differences" ||
         fail "contents differ: $1 $2: $(head -n 5 "$work/differences")"
-    diff <(list "$1") <(list "$2") || fail "attributes differ: $1 $2"
+    diff <(list "$1") <(list "$2") >"$work/differences" ||
+        fail "attributes differ: $1 $2: $(head -n 5 "$work/differences")"
 }
 
 tree=$work/tree
 make_tree() {
     local at
     mkdir -p "$tree/deep"/{a,b}/c/d/e "$tree/empty" "$tree/many"
-    for at in {1..200}; do echo "small $at" >"$tree/many/file-$at"; done
+    for at in {1..100}; do echo "small $at" >"$tree/many/file-$at"; done
     head -c 6000000 /dev/urandom >"$tree/large"
     : >"$tree/nothing"
     truncate -s 5000000 "$tree/sparse"
@@ -117,7 +118,8 @@ copies() { # OPTIONS
     same "$tree" "$work/mount/in"
     cp -a "$work/mount/in" "$work/out"
     same "$tree" "$work/out"
-    tar -C "$work/mount" -cf - in | tar -C "$work/mount" --one-top-level=again --strip-components=1 -xf -
+    mkdir "$work/mount/again"
+    tar -C "$work/mount/in" -cf - . | tar -C "$work/mount/again" -xf -
     same "$tree" "$work/export/again"
     rm -r "$work/mount/in" "$work/mount/again" "$work/out"
     [[ -z $(ls -A "$work/export") ]] || fail "not all was removed"
@@ -313,12 +315,12 @@ concurrent() {
 mkdir "$work/export"
 make_tree
 serve export
-copies "cache=none,msize=8192"
 copies "cache=none,msize=1048576"
-copies "cache=loose,msize=131072"
 operations
 concurrent
 permissions
 escapes
+serve export
+copies "cache=loose,msize=8192"
 for at in "${pids[@]}"; do kill -0 "$at" || fail "a server has ended"; done
 echo "$checks checks passed, Linux $(uname -r)"

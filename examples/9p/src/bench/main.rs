@@ -53,7 +53,7 @@ struct Arguments {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Workers on the multiplexor
-    #[arg(long, default_value = "2")]
+    #[arg(long, default_value = "8")]
     workers: std::num::NonZeroUsize,
     /// Where the files lie [default: a new directory in /dev/shm, so that no disk is measured]
     #[arg(long)]
