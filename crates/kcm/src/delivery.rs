@@ -306,28 +306,7 @@ impl Mux {
                 }
             }
         }
-        // One look ahead, so that nobody is woken for half a message, and its class is known.
-        let mut whole = false;
-        if !rx.bytes().is_empty() {
-            match rx.step() {
-                Step::Incomplete { .. } => {}
-                Step::Fault(_) => whole = true,
-                Step::Message(frame) => {
-                    whole = true;
-                    psock.class.store(frame.class, Ordering::Relaxed);
-                }
-            }
-        }
-        if let Some(label) = rx.returned_label() {
-            psock.class.store(label.class, Ordering::Relaxed);
-        }
-        let more = whole || rx.has_returned() || psock.edge.load(Ordering::Relaxed);
-        if !more {
-            rx.settle(psock);
-            if !rx.bytes().is_empty() {
-                psock.begin_partial(rx.assembler.limits().assembly_deadline);
-            }
-        }
+        let more = psock.leaves_work(&mut rx);
         drop(rx);
         psock.release(more);
         Some(taken)

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kcm_frame::{Assembler, Framing, Limits};
+use kcm_frame::{Assembler, Framing, Limits, Step};
 
 use crate::{
     attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
@@ -232,8 +232,36 @@ impl Psock {
     /// The next message of the ordered connection may go out.
     pub(crate) fn release_order(self: &Arc<Self>) {
         if self.held_for_order.swap(false, Ordering::AcqRel) {
-            self.release(true);
+            let more = self.leaves_work(&mut self.rx());
+            self.release(more);
         }
+    }
+
+    /// Whether the thread that has the claim would leave work, if it gave the claim back now. One
+    /// look ahead, so that nobody is woken for half a message, and its class is known.
+    pub(crate) fn leaves_work(self: &Arc<Self>, rx: &mut Rx) -> bool {
+        let mut whole = false;
+        if !rx.bytes().is_empty() {
+            match rx.step() {
+                Step::Incomplete { .. } => {}
+                Step::Fault(_) => whole = true,
+                Step::Message(frame) => {
+                    whole = true;
+                    self.class.store(frame.class, Ordering::Relaxed);
+                }
+            }
+        }
+        if let Some(label) = rx.returned_label() {
+            self.class.store(label.class, Ordering::Relaxed);
+        }
+        let more = whole || rx.has_returned() || self.edge.load(Ordering::Relaxed);
+        if !more {
+            rx.settle(self);
+            if !rx.bytes().is_empty() {
+                self.begin_partial(rx.assembler.limits().assembly_deadline);
+            }
+        }
+        more
     }
 
     /// Has a socket that walks through a burst of it give back what it has not come to.

@@ -1,0 +1,282 @@
+//! The server: workers on one multiplexor for all clients.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::TcpListener,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    thread,
+    time::Duration,
+};
+
+use kcm::{
+    Connection, ConnectionEvent, ConnectionId, EndReason, Framing, Limits, Message, Multiplexor,
+    MuxLimits, Socket,
+};
+use rustix::{
+    net::sockopt,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+
+use crate::{
+    aside::{self, Aside, BEHIND_BYTES},
+    export::Export,
+    session::{FIRST_MSIZE, MIN_MSIZE, Session, Shared},
+    wire::Reply,
+};
+
+/// Largest message unless told otherwise, 1 MiB: what the Linux client asks for over TCP at most.
+pub const DEFAULT_MAX_MSIZE: u32 = 1 << 20;
+/// Clients at once unless told otherwise, 256. One that never reads can hold the largest message for
+/// each worker; the usual one, next to nothing.
+pub const DEFAULT_MAX_CLIENTS: usize = 256;
+/// Workers unless told otherwise, at least 8, as the kernel's NFS server has: they wait for disks, not
+/// only for processors, and on a busy machine two threads get less of it than many.
+const MIN_WORKERS: usize = 8;
+/// Descriptors that are not for fids: the connections, those of the sockets (two each, one for
+/// each worker and for each client put aside), and those of walks and creations under way.
+const OTHER_DESCRIPTORS: usize = 128;
+/// A message has to be whole after this time; the Linux client sends each in one piece.
+const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(30);
+/// A client that does not acknowledge anything for so long is gone, in ms: 2 minutes, as long as
+/// a network may be down without its mounts being lost.
+const GONE_AFTER_MS: u32 = 120_000;
+
+/// How a server is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that answer requests.
+    pub workers: NonZeroUsize,
+    /// The greatest `msize` that is agreed to, in bytes.
+    pub max_msize: u32,
+    /// Connections at once.
+    pub max_clients: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self {
+            workers: NonZeroUsize::MIN.saturating_add(processors.max(MIN_WORKERS) - 1),
+            max_msize: DEFAULT_MAX_MSIZE,
+            max_clients: DEFAULT_MAX_CLIENTS,
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    mux: Multiplexor,
+    clients: Arc<Clients>,
+}
+
+/// A connection and its session.
+pub(crate) struct Client {
+    session: Session,
+    connection: Connection,
+}
+
+struct Clients {
+    shared: Arc<Shared>,
+    by_connection: Mutex<HashMap<ConnectionId, Arc<Client>>>,
+}
+
+impl Server {
+    /// Serves the clients of this listener from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system: no thread or descriptor left; too few descriptors for so many clients.
+    pub fn start(listener: TcpListener, export: Export, options: Options) -> io::Result<Self> {
+        let workers = options.workers.get();
+        let max_msize = options.max_msize.max(MIN_MSIZE);
+        let message_bytes = usize::try_from(max_msize).unwrap_or(usize::MAX);
+        // What each client can have queued when all workers have a request of it, and its
+        // flushes: then no worker ever waits for a client.
+        let send_buffer_bytes = message_bytes.saturating_mul(workers + 1);
+        let send_buffer_bytes = send_buffer_bytes.saturating_add(2 * BEHIND_BYTES);
+        let framing: Framing = "9p".parse().map_err(kcm::Error::from)?;
+        let mut limits = MuxLimits::default();
+        limits.max_connections = options.max_clients;
+        limits.max_sockets = workers + options.max_clients;
+        limits.send_buffer_bytes = send_buffer_bytes;
+        let mux = Multiplexor::builder(framing)
+            .ordered(true)
+            .limits(message_limits(FIRST_MSIZE))
+            .mux_limits(limits)
+            .build()?;
+
+        let others = OTHER_DESCRIPTORS + 3 * options.max_clients + 2 * workers;
+        let max_fids = descriptors().saturating_sub(others);
+        if max_fids < options.max_clients {
+            return Err(io::Error::other(format!(
+                "too few descriptors for {} clients: raise the limit (ulimit -n) beyond {}",
+                options.max_clients,
+                others + options.max_clients
+            )));
+        }
+        let clients = Arc::new(Clients {
+            shared: Shared::new(export, max_fids, max_msize),
+            by_connection: Mutex::default(),
+        });
+        let aside = aside::start()?;
+        for number in 0..workers {
+            let worker = Worker {
+                mux: mux.clone(),
+                clients: clients.clone(),
+                aside: aside.clone(),
+            };
+            let socket = mux.socket()?;
+            thread::Builder::new()
+                .name(format!("9p-worker-{number}"))
+                .spawn(move || worker.run(socket))?;
+        }
+        // What is accepted takes these over: it lets go of clients that vanish.
+        sockopt::set_socket_keepalive(&listener, true)?;
+        sockopt::set_tcp_user_timeout(&listener, GONE_AFTER_MS)?;
+        mux.listen(listener)?;
+        Ok(Self { mux, clients })
+    }
+
+    /// Waits for the end of a client's connection, and forgets the client.
+    ///
+    /// # Errors
+    ///
+    /// The server was shut down.
+    pub fn next_end(&self) -> kcm::Result<ConnectionEvent> {
+        let event = self.mux.next_event()?;
+        self.clients.forget(event.connection);
+        Ok(event)
+    }
+
+    /// Closes all connections; the workers end.
+    pub fn shutdown(&self) {
+        self.mux.shutdown();
+    }
+}
+
+/// Whether an end says that a client did something wrong.
+pub fn is_fault(reason: &EndReason) -> bool {
+    !matches!(reason, EndReason::Eof | EndReason::Closed)
+}
+
+impl Clients {
+    /// The client of a connection; a new one for its first message.
+    fn of(&self, mux: &Multiplexor, id: ConnectionId) -> Option<Arc<Client>> {
+        if let Some(client) = self.lock().get(&id) {
+            return Some(client.clone());
+        }
+        let client = Arc::new(Client {
+            session: Session::new(id.as_u64(), self.shared.clone()),
+            // It has ended, and its last message is nobody's.
+            connection: mux.connection(id).ok()?,
+        });
+        self.lock().insert(id, client.clone());
+        if client.connection.is_closed() {
+            // Its end may have been told before the client was there to be forgotten.
+            self.forget(id);
+        }
+        Some(client)
+    }
+
+    fn forget(&self, id: ConnectionId) {
+        let client = self.lock().remove(&id);
+        // Closes its files: not under the lock.
+        drop(client);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Arc<Client>>> {
+        self.by_connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client {
+    /// It has much still to read.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.connection.queued_bytes() > BEHIND_BYTES && !self.connection.is_closed()
+    }
+}
+
+struct Worker {
+    mux: Multiplexor,
+    clients: Arc<Clients>,
+    aside: Sender<Aside>,
+}
+
+impl Worker {
+    /// One request after the other, of any client, until the server is shut down.
+    fn run(&self, mut socket: Socket) {
+        let mut reply = Reply::default();
+        while let Ok(message) = socket.recv() {
+            let Some(client) = self.clients.of(&self.mux, message.connection()) else {
+                continue;
+            };
+            if client.is_behind() {
+                let Ok(another) = self.mux.socket() else {
+                    // No descriptor left: who does not read pays for it.
+                    client.connection.close();
+                    continue;
+                };
+                let socket = std::mem::replace(&mut socket, another);
+                let _ = self.aside.send(Aside {
+                    client,
+                    message,
+                    socket,
+                });
+                continue;
+            }
+            serve_one(&client, &mut socket, &message, &mut reply);
+        }
+    }
+}
+
+/// Answers a request. The client's next one may be looked at as soon as this one is admitted.
+pub(crate) fn serve_one(
+    client: &Client,
+    socket: &mut Socket,
+    message: &Message,
+    reply: &mut Reply,
+) {
+    let Client {
+        session,
+        connection,
+    } = client;
+    let msize = session.msize();
+    let admitted = || {
+        if session.msize() != msize {
+            connection.set_limits(message_limits(session.msize()));
+        }
+        socket.done();
+    };
+    // A reply fails when the client is gone, which is no reason to stop.
+    let send = |reply: &[u8]| drop(message.reply(reply));
+    if session.serve(message, reply, admitted, send).is_err() {
+        // Shorter than a header.
+        connection.close();
+    }
+}
+
+fn message_limits(msize: u32) -> Limits {
+    Limits::default()
+        .with_max_message_bytes(usize::try_from(msize).unwrap_or(usize::MAX))
+        .with_assembly_deadline(Some(ASSEMBLY_DEADLINE))
+}
+
+/// Descriptors that this process may have, after having asked for as many as it may ask for.
+fn descriptors() -> usize {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    };
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
+}
