@@ -116,7 +116,7 @@ pub(crate) struct PerfOptions {
 #[command(after_long_help = AFTER_PARSE_HELP)]
 pub(crate) struct ParseOptions {
     /// How messages are framed: the name of a protocol (http2, dns, ...), a length field (u32be+4,
-    /// len:offset=1,size=2,bias=3, varint, fixed:64), bpf:FILE.o[:SECTION], or cbpf:TEXT
+    /// len:offset=1,size=2,bias=3, varint, fixed:64), `bpf:FILE.o[:SECTION]`, or cbpf:TEXT
     #[arg(long, short, value_name = "SPEC", required_unless_present = "list")]
     pub(crate) framing: Option<Spec>,
 

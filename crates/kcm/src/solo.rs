@@ -306,7 +306,9 @@ mod loom_tests {
                         match shared.hub.turn(&Parker::new(), None) {
                             Turn::Item(claimed) => assert_eq!(claimed, 7),
                             Turn::Watch => {}
-                            Turn::Closed | Turn::TimedOut => unreachable!("nobody closes it"),
+                            Turn::Closed | Turn::TimedOut | Turn::Called => {
+                                unreachable!("nobody closes it, or calls")
+                            }
                         }
                     })
                 };

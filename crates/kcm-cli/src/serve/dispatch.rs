@@ -331,7 +331,8 @@ impl Dispatcher {
     fn move_offers(&mut self, now: Instant) {
         for number in 0..self.workers.len() {
             let Some(other) = self.idle_worker(Some(number)) else {
-                return;
+                // This one may be the only one that is idle.
+                continue;
             };
             let Some(process) = self.workers[number].process() else {
                 continue;
