@@ -292,9 +292,10 @@ impl LengthField {
 
     /// The inverse of the formula: what the field holds for such a message.
     fn field_for(&self, header_len: u64, body_len: u64) -> Result<u64, FrameError> {
-        let too_long = || FrameError::BodyTooLong {
-            body_len,
-            max: self.longest_body(header_len),
+        let too_long = || match self.longest_body(header_len) {
+            // With a bias so far below zero, even no body at all is too long.
+            max if body_len <= max => FrameError::NotRepresentable { body_len },
+            max => FrameError::BodyTooLong { body_len, max },
         };
         let not_representable = FrameError::NotRepresentable { body_len };
         let total = header_len.checked_add(body_len).ok_or_else(too_long)?;

@@ -308,3 +308,11 @@ proptest! {
         prop_assert_eq!(text, crate::Native::Length(field));
     }
 }
+
+#[test]
+fn a_body_that_is_not_longer_than_the_longest_is_not_called_too_long() {
+    // 0 to 255 minus 255: the field alone takes a byte, which no message has.
+    let field = field(0, 1, Endian::Big).bias(-255);
+    let refused = field.header_for(0);
+    assert_eq!(refused, Err(FrameError::NotRepresentable { body_len: 0 }));
+}
