@@ -129,6 +129,7 @@ impl Hand {
             psock,
             rule,
             start,
+            max_message_bytes,
             credit_at_start,
             ..
         } = self;
@@ -152,10 +153,11 @@ impl Hand {
             // The revoker saw the messages at which both met as taken.
             Err(met_at) => {
                 let mut messages = VecDeque::new();
-                while credit.position() < met_at
-                    && let Verdict::Message(frame) = rule.parse(credit.rest())
-                    && let Ok(len) = usize::try_from(frame.len)
-                {
+                while credit.position() < met_at {
+                    // They were found before; a function that says something else now changes nothing.
+                    let gap = met_at - credit.position();
+                    let len = whole_message(&rule, credit.rest(), max_message_bytes);
+                    let len = len.filter(|len| *len <= gap).unwrap_or(gap);
                     messages.push_back(Message::new(credit.take(len)));
                 }
                 let taken = taken + messages.len() as u64;

@@ -222,9 +222,7 @@ impl<T> Credit<T> {
             len,
         }
     }
-}
 
-impl<T> Credit<T> {
     /// References for `views` views of the next `bytes` bytes.
     pub(crate) fn take_row(&mut self, bytes: usize, views: usize) -> Row<T> {
         assert!(bytes <= self.end - self.position && views <= bytes);
