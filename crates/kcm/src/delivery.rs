@@ -16,6 +16,7 @@ use std::{
         Arc, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use kcm_frame::{Frame, Stateless, Step, Verdict};
@@ -33,8 +34,9 @@ use crate::{
     steering::{Label, Way},
 };
 
-/// Messages of a lease, when there are other connections that want their turn.
-const LEASE_MESSAGES_AMONG_OTHERS: usize = 64;
+/// How long a lease goes on when there are other connections, which want their turn: about what a
+/// hand-written loop takes for a read of small messages. To end a turn costs a send for its replies.
+const TURN: Duration = Duration::from_micros(100);
 /// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
 /// nothing then; and few enough to leave to others what one thread is long busy with.
 const ROW: usize = 16;
@@ -48,11 +50,24 @@ pub(crate) struct Hand {
     rule: Stateless,
     start: usize,
     max_message_bytes: u64,
-    /// References in the credit at the beginning, one for each message; and those at which others
-    /// have their turn.
+    /// References in the credit at the beginning, one for each message; and those at which to see
+    /// whether it is the turn of others.
     credit_at_start: usize,
     credit_at_stop: usize,
+    /// When the turn began, if there are others.
+    began: Option<Instant>,
+    /// It is over, though there may be more.
+    turn_is_over: bool,
+    leased: Leased,
+}
+
+/// What a walk goes through.
+#[derive(Clone)]
+pub(crate) struct Leased {
     pub(crate) psock: Arc<Psock>,
+    /// The connection was ordered when the walk began: nobody else has its turn before the walk
+    /// ends, so that nobody revokes it to have that.
+    pub(crate) in_order: bool,
 }
 
 /// How a walk ends.
@@ -60,14 +75,18 @@ pub(crate) enum HandEnd {
     /// The socket has the connection's claim again.
     Back(Arc<Psock>),
     /// Another thread took the rest; messages up to where both met may still be this socket's.
-    Revoked(VecDeque<Message>),
+    Revoked {
+        messages: VecDeque<Message>,
+        /// The connection is ordered, and waits until the socket asks again.
+        ordered: Option<Arc<Psock>>,
+    },
 }
 
 impl Hand {
     /// The next whole message, if it is there and still this socket's.
     #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        if self.credit.left() == self.credit_at_stop {
+        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
             return None;
         }
         let len = self.whole_message(self.credit.rest())?;
@@ -86,6 +105,9 @@ impl Hand {
         most: usize,
         lens: &mut Lens,
     ) -> Option<Row<Origin>> {
+        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
+            return None;
+        }
         let most = most.min(self.credit.left() - self.credit_at_stop);
         let (mut views, mut bytes) = (0, 0);
         let mut rest = self.credit.rest();
@@ -108,6 +130,31 @@ impl Hand {
         Some(self.credit.take_row(bytes, views))
     }
 
+    /// Whether it is still this connection's turn; asked after one message, two, four, ... of it, so
+    /// that quick ones are done without a look at the clock, and slow ones are few.
+    #[cold]
+    #[inline(never)]
+    fn may_go_on(&mut self) -> bool {
+        let left = self.credit.left();
+        let Some(began) = self.began.filter(|_| left > 0) else {
+            return false;
+        };
+        self.turn_is_over = began.elapsed() >= TURN;
+        if !self.turn_is_over {
+            self.credit_at_stop = left.saturating_sub(self.credit_at_start - left);
+        }
+        !self.turn_is_over
+    }
+
+    /// Whether it ended for the sake of other connections.
+    pub(crate) fn turn_is_over(&self) -> bool {
+        self.turn_is_over
+    }
+
+    pub(crate) fn leased(&self) -> &Leased {
+        &self.leased
+    }
+
     /// Puts back what a batch did not take of a row of this walk, for this socket or another.
     /// False: the lease was revoked meanwhile.
     pub(crate) fn put_back(&mut self, state: &SocketState, row: Row<Origin>) -> bool {
@@ -126,7 +173,7 @@ impl Hand {
     pub(crate) fn end(self, mux: &Mux, state: &SocketState) -> HandEnd {
         let Self {
             mut credit,
-            psock,
+            leased: Leased { psock, .. },
             rule,
             start,
             max_message_bytes,
@@ -141,17 +188,17 @@ impl Hand {
         // revoked the lease may watch the connection by now, with the lock.)
         let mut rx = psock.lock_rx();
         match state.lease.end() {
-            Ok(leased) => {
+            Ok(_) => {
                 mux.leases.fetch_sub(1, Ordering::SeqCst);
                 // The references first: the buffer is used anew when nobody else has any.
                 drop(credit);
                 rx.set_position(position);
                 psock.count_received(state, taken, position - start);
                 drop(rx);
-                HandEnd::Back(leased)
+                HandEnd::Back(psock)
             }
             // The revoker saw the messages at which both met as taken.
-            Err(met_at) => {
+            Err((leased, met_at)) => {
                 let mut messages = VecDeque::new();
                 while credit.position() < met_at {
                     // They were found before; a function that says something else now changes nothing.
@@ -162,7 +209,11 @@ impl Hand {
                 }
                 let taken = taken + messages.len() as u64;
                 psock.count_received(state, taken, met_at - start);
-                HandEnd::Revoked(messages)
+                drop(rx);
+                HandEnd::Revoked {
+                    messages,
+                    ordered: leased.in_order.then_some(psock),
+                }
             }
         }
     }
@@ -269,7 +320,20 @@ impl Mux {
             ordered: None,
             keyed,
         };
-        if psock.ordered.load(Ordering::Relaxed) {
+        let in_order = psock.ordered.load(Ordering::Relaxed);
+        if !rx.has_returned() && !rx.bytes().is_empty() {
+            match self.lease(psock, &rx, state, in_order) {
+                Lent::Hand(hand) => {
+                    drop(rx);
+                    gather::begin(psock);
+                    taken.hand = Some(hand);
+                    return Some(taken);
+                }
+                Lent::Revoked => return Some(taken),
+                Lent::No => {}
+            }
+        }
+        if in_order {
             // The claim stays with the socket: nobody else can take the next message.
             drop(rx);
             psock.hold_for_order();
@@ -290,22 +354,10 @@ impl Mux {
                 state.counters.received(1, message.len());
                 batch.push(message);
             }
-        } else if !rx.bytes().is_empty() {
-            match self.lease(psock, &rx, state) {
-                Lent::Hand(hand) => {
-                    drop(rx);
-                    gather::begin(psock);
-                    taken.hand = Some(hand);
-                    return Some(taken);
-                }
-                Lent::Revoked => return Some(taken),
-                Lent::No => {}
-            }
-            if want > 1 {
-                taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
-                if !batch.is_empty() {
-                    gather::begin(psock);
-                }
+        } else if !rx.bytes().is_empty() && want > 1 {
+            taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
+            if !batch.is_empty() {
+                gather::begin(psock);
             }
         }
         let more = psock.leaves_work(&mut rx);
@@ -414,8 +466,9 @@ impl Mux {
         None
     }
 
-    /// Leases the rest of a burst to the caller, if nobody else waits for a message.
-    fn lease(&self, psock: &Arc<Psock>, rx: &Rx, state: &SocketState) -> Lent {
+    /// Leases the rest of a burst to the caller, if nobody else waits for a message, or nobody else
+    /// may have the next one (`in_order`: to ask again is what lets it go out).
+    fn lease(&self, psock: &Arc<Psock>, rx: &Rx, state: &SocketState, in_order: bool) -> Lent {
         let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
             return Lent::No;
         };
@@ -425,11 +478,12 @@ impl Mux {
             return Lent::No;
         }
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
-        if holdoff > 0 {
+        if holdoff > 0 && !in_order {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
             return Lent::No;
         }
-        if self.hub.waiting() > 0
+        let is_wanted = || !in_order && self.hub.waiting() > 0;
+        if is_wanted()
             || self.memory.is_much_used()
             || (self.readiness.polled() > 0 && self.socket_count() > 1)
         {
@@ -444,11 +498,15 @@ impl Mux {
         let position = rx.position;
         let mut credit = buffer.credit(position..buffer.len());
         let credit_at_start = credit.left();
-        state.lease.begin(psock.clone(), position, credit_at_start);
-        // SYNC: sequentially consistent with `Hub::begin_waiting`: a thread that begins to wait
-        // sees the lease, or is seen here.
+        let leased = Leased {
+            psock: psock.clone(),
+            in_order,
+        };
+        (state.lease).begin(leased.clone(), position, credit_at_start);
+        // SYNC: sequentially consistent with `Hub::begin_waiting` and `Mux::add_psock`: a thread that
+        // begins to wait, or brings a connection, sees the lease, or is seen here.
         self.leases.fetch_add(1, Ordering::SeqCst);
-        if self.hub.waiting() > 0 {
+        if is_wanted() || (alone && self.psock_count() > 1) {
             match state.lease.end() {
                 Ok(_) => {
                     self.leases.fetch_sub(1, Ordering::SeqCst);
@@ -458,19 +516,17 @@ impl Mux {
             }
         }
         credit.begin_walk();
-        let most = if alone {
-            credit_at_start
-        } else {
-            LEASE_MESSAGES_AMONG_OTHERS
-        };
+        let first = if alone { credit_at_start } else { 1 };
         Lent::Hand(Hand {
             credit,
             rule,
             start: position,
             max_message_bytes,
             credit_at_start,
-            credit_at_stop: credit_at_start.saturating_sub(most),
-            psock: psock.clone(),
+            credit_at_stop: credit_at_start.saturating_sub(first),
+            began: (!alone).then(Instant::now),
+            turn_is_over: false,
+            leased,
         })
     }
 

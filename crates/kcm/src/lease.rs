@@ -90,12 +90,12 @@ impl<T> Lease<T> {
         self.revoked.load(Ordering::Relaxed)
     }
 
-    /// The holder gives the lease up: what it was leased from, or, where it was revoked, the
+    /// The holder gives the lease up: what it was leased from; where it was revoked, with the
     /// position from which the revoker took.
-    pub(crate) fn end(&self) -> Result<T, usize> {
+    pub(crate) fn end(&self) -> Result<T, (T, usize)> {
         match std::mem::replace(&mut *lock(&self.state), State::Free) {
             State::Held(from) => Ok(from),
-            State::Revoked { position, .. } => Err(position),
+            State::Revoked { from, position } => Err((from, position)),
             State::Free => unreachable!("a lease ends once"),
         }
     }
@@ -127,9 +127,12 @@ impl<T> Lease<T> {
         Some((from, taken, bytes))
     }
 
-    /// Another thread takes what is left: the position from which on it is the caller's now.
-    /// `None`: nothing is leased any more, or not what `of` says.
-    pub(crate) fn revoke(&self, of: impl FnOnce(&T) -> bool) -> Option<usize> {
+    /// Another thread takes what is left: what it was leased from, and the position from which on it
+    /// is the caller's now. `None`: nothing is leased any more, or not what `of` says.
+    pub(crate) fn revoke(&self, of: impl FnOnce(&T) -> bool) -> Option<(T, usize)>
+    where
+        T: Clone,
+    {
         let mut state = lock(&self.state);
         let from = match std::mem::replace(&mut *state, State::Free) {
             State::Held(from) if of(&from) => from,
@@ -146,8 +149,11 @@ impl<T> Lease<T> {
             fence(Ordering::SeqCst);
         }
         let position = self.position.load(Ordering::Relaxed);
-        *state = State::Revoked { from, position };
-        Some(position)
+        *state = State::Revoked {
+            from: from.clone(),
+            position,
+        };
+        Some((from, position))
     }
 }
 
@@ -183,13 +189,13 @@ mod tests {
             }
             match lease.end() {
                 Ok(()) => assert_eq!(thief.join().unwrap(), None),
-                Err(position) => {
+                Err(((), position)) => {
                     // What the thief saw published is the holder's.
                     assert!(
                         position == mine || position == mine + 1,
                         "{position} {mine}"
                     );
-                    assert_eq!(thief.join().unwrap(), Some(position));
+                    assert_eq!(thief.join().unwrap(), Some(((), position)));
                 }
             }
         }
@@ -220,10 +226,10 @@ mod loom_tests {
                     assert_eq!(mine, 2);
                     assert_eq!(thief.join().unwrap(), None);
                 }
-                Err(position) => {
+                Err(((), position)) => {
                     // The holder takes the message at which they met if the thief began behind it.
                     assert!(position == mine || position == mine + 1);
-                    assert_eq!(thief.join().unwrap(), Some(position));
+                    assert_eq!(thief.join().unwrap(), Some(((), position)));
                 }
             }
         });

@@ -18,6 +18,7 @@ use crate::{
     background,
     builder::{Builder, MuxLimits},
     connection::ConnectionId,
+    delivery::Leased,
     error::{Error, Result},
     event::{ConnectionEvent, EndReason},
     gather,
@@ -163,7 +164,7 @@ impl Mux {
     }
 
     pub(crate) fn psock_count(&self) -> usize {
-        self.psock_count.load(Ordering::Relaxed)
+        self.psock_count.load(Ordering::SeqCst)
     }
 
     /// Another number whenever a connection has come or gone.
@@ -214,9 +215,15 @@ impl Mux {
         let place = psocks.row.len();
         psocks.by_id.insert(id, place);
         psocks.row.push(psock.clone());
-        self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        // SYNC: sequentially consistent with `Mux::lease`: a walk without limit sees this connection,
+        // or is seen below.
+        self.psock_count.store(psocks.row.len(), Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::Relaxed);
+        let joins_one = psocks.row.len() == 2;
         drop(psocks);
+        if joins_one {
+            self.end_lone_walks();
+        }
         self.counters.attach.fetch_add(1, Ordering::Relaxed);
         // Somebody may be waiting for another connection alone, or for this one already.
         psock.notify();
@@ -239,7 +246,7 @@ impl Mux {
             psocks.by_id.insert(moved, place);
         }
         self.watch.unregister(&psock);
-        self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
+        self.psock_count.store(psocks.row.len(), Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
@@ -623,48 +630,63 @@ impl Mux {
         /// Takes without leases after one was revoked: the revocation costs some 2 us for both
         /// threads, a take under locks 100 ns.
         const HOLDOFF: u32 = 256;
-        let psock = self.revoke_unless(|psock| psock.ordered.load(Ordering::Relaxed))?;
+        let psock = self.revoke_one(|leased| !leased.in_order)?;
         self.lease_holdoff.store(HOLDOFF, Ordering::Relaxed);
         Some(psock)
     }
 
     /// Takes the lease of a connection back, and with it its claim. False: it has none.
     pub(crate) fn revoke_lease_of(&self, psock: &Arc<Psock>) -> bool {
-        self.revoke_unless(|leased| !Arc::ptr_eq(leased, psock))
+        self.revoke_one(|leased| Arc::ptr_eq(&leased.psock, psock))
             .is_some()
     }
 
-    fn revoke_unless(&self, unless: impl Fn(&Arc<Psock>) -> bool) -> Option<Arc<Psock>> {
+    fn revoke_one(&self, one: impl Fn(&Leased) -> bool) -> Option<Arc<Psock>> {
         if self.leases.load(Ordering::SeqCst) == 0 {
             return None;
         }
         self.all_sockets()
             .iter()
             .filter_map(|socket| socket.lease.leased())
-            .filter(|psock| !unless(psock))
+            .filter(one)
+            .map(|leased| leased.psock)
             .find(|psock| self.revoke_under(psock, &mut psock.lock_rx()))
     }
 
     /// Takes the lease of a connection back, whose receiving side the caller has locked: lease and
-    /// position change together. False: it has none.
+    /// position change together. True: the caller has the claim now. (That of an ordered one stays
+    /// with the socket until it is done with what it has taken.)
     pub(crate) fn revoke_under(&self, psock: &Arc<Psock>, rx: &mut Rx) -> bool {
         if self.leases.load(Ordering::SeqCst) == 0 {
             return false;
         }
-        let of_this = |leased: &Arc<Psock>| Arc::ptr_eq(leased, psock);
+        let of_this = |leased: &Leased| Arc::ptr_eq(&leased.psock, psock);
         let revoke = |socket: &Arc<SocketState>| socket.lease.revoke(of_this);
-        let Some(position) = self.all_sockets().iter().find_map(revoke) else {
+        let Some((leased, position)) = self.all_sockets().iter().find_map(revoke) else {
             return false;
         };
         self.leases.fetch_sub(1, Ordering::SeqCst);
         rx.set_position(position);
-        true
+        if leased.in_order {
+            // With the receiving side locked, as it is when the walk ends.
+            psock.hold_for_order();
+        }
+        !leased.in_order
+    }
+
+    /// Another connection has come, which is to have its turn.
+    fn end_lone_walks(&self) {
+        if self.leases.load(Ordering::SeqCst) > 0 {
+            for socket in self.all_sockets() {
+                self.revoke_lease_from(&socket);
+            }
+        }
     }
 
     /// Takes back what one socket has leased.
     pub(crate) fn revoke_lease_from(&self, socket: &SocketState) {
-        if let Some(psock) = socket.lease.leased() {
-            psock.take_back_lease();
+        if let Some(leased) = socket.lease.leased() {
+            leased.psock.take_back_lease();
         }
     }
 

@@ -232,9 +232,14 @@ impl Psock {
     /// The next message of the ordered connection may go out.
     pub(crate) fn release_order(self: &Arc<Self>) {
         if self.held_for_order.swap(false, Ordering::AcqRel) {
-            let more = self.leaves_work(&mut self.rx());
-            self.release(more);
+            self.let_go();
         }
+    }
+
+    /// The thread that has the claim is done; whether it leaves work is to be seen.
+    pub(crate) fn let_go(self: &Arc<Self>) {
+        let more = self.leaves_work(&mut self.rx());
+        self.release(more);
     }
 
     /// Whether the thread that has the claim would leave work, if it gave the claim back now. One

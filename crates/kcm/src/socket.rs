@@ -16,7 +16,7 @@ pub use batch::Batch;
 
 use crate::{
     connection::ConnectionId,
-    delivery::{Hand, HandEnd, Lens},
+    delivery::{Hand, HandEnd, Leased, Lens},
     error::{Error, Result},
     gather,
     granted::Granted,
@@ -103,7 +103,7 @@ pub struct Socket {
 /// What others see of a socket.
 pub(crate) struct SocketState {
     pub(crate) index: usize,
-    pub(crate) lease: Lease<Arc<Psock>>,
+    pub(crate) lease: Lease<Leased>,
     pub(crate) poll: Poll,
     pub(crate) receive_disabled: AtomicBool,
     nonblocking: AtomicBool,
@@ -252,12 +252,23 @@ impl Socket {
     /// wait.)
     pub fn done(&mut self) {
         if self.partial.is_none() {
-            self.finish_ordered();
+            if self
+                .hand
+                .as_ref()
+                .is_some_and(|hand| hand.leased().in_order)
+                && let Some(psock) = self.end_hand()
+            {
+                psock.let_go();
+            }
+            // (What another thread has left to this socket of a walk is still to be received.)
+            if self.granted.is_empty() {
+                self.finish_ordered();
+            }
             self.finish_keys();
         }
         gather::end();
         if let Some(hand) = &self.hand {
-            gather::begin(&hand.psock);
+            gather::begin(&hand.leased().psock);
         }
     }
 
@@ -336,23 +347,25 @@ impl Socket {
             self.after_recv(true);
             return Ok(message);
         }
-        // Replies to the last batch: a hand that ends below has sent its own.
+        // Replies to the last batch: a hand that ends has sent its own.
+        let mut back = None;
         if self.hand.is_none() {
             gather::end();
+        } else {
+            back = self.end_hand();
+            if let Some(message) = self.granted.next() {
+                return Ok(message);
+            }
         }
         self.finish_ordered();
         if self.keyed {
             if self.state.is_receive_disabled() {
                 self.finish_keys();
             } else if let Some(message) = self.next_by_key(want) {
+                if let Some(psock) = back {
+                    psock.release(true);
+                }
                 self.after_recv(true);
-                return Ok(message);
-            }
-        }
-        let mut back = None;
-        if self.hand.is_some() {
-            back = self.end_hand();
-            if let Some(message) = self.granted.next() {
                 return Ok(message);
             }
         }
@@ -365,6 +378,7 @@ impl Socket {
     /// another socket's lease, or by waiting.
     fn wait(&mut self, back: Option<Arc<Psock>>, want: usize) -> Result<Message, NoMessage> {
         if let Some(psock) = back {
+            self.look_around();
             // The others have their turn first.
             if self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
                 psock.release(true);
@@ -385,12 +399,7 @@ impl Socket {
                 return Ok(message);
             }
             self.takes += 1;
-            if self.takes >= TAKES_BETWEEN_LOOKS {
-                self.takes = 0;
-                if self.mux.psock_count() > 1 {
-                    self.mux.harvest_for_all();
-                }
-            }
+            self.look_around();
             if let Some(ready) = self.mux.hub.pop(Ready::prefetch) {
                 if let Some(message) = self.take_ready(ready, want) {
                     return Ok(message);
@@ -415,6 +424,16 @@ impl Socket {
                 }
                 Got::TimedOut => return Err(NoMessage::WouldBlock),
                 Got::Closed => return Err(NoMessage::Closed),
+            }
+        }
+    }
+
+    /// Looks for events of other connections, once in a while.
+    fn look_around(&mut self) {
+        if self.takes >= TAKES_BETWEEN_LOOKS {
+            self.takes = 0;
+            if self.mux.psock_count() > 1 {
+                self.mux.harvest_for_all();
             }
         }
     }
@@ -552,24 +571,25 @@ impl Socket {
     /// Ends the walk through a burst: the connection, if this socket has its claim again. Messages that
     /// are this socket's though somebody else took the rest are granted to it.
     fn end_hand(&mut self) -> Option<Arc<Psock>> {
-        match self.hand.take()?.end(&self.mux, &self.state) {
+        let hand = self.hand.take()?;
+        if hand.turn_is_over() {
+            self.takes = TAKES_BETWEEN_LOOKS;
+        }
+        match hand.end(&self.mux, &self.state) {
             HandEnd::Back(psock) => Some(psock),
-            HandEnd::Revoked(messages) => {
+            HandEnd::Revoked { messages, ordered } => {
                 (messages.into_iter()).for_each(|message| self.granted.push(message));
+                self.ordered = ordered;
                 None
             }
         }
     }
 
-    /// Messages that this socket was given are for whoever asks next; then it is done with their
-    /// connection.
+    /// Messages that this socket was given are for whoever asks next.
     fn give_back(&mut self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             self.state.counters.returned(message.len());
             message.psock().clone().give_back(message, &self.state);
-        }
-        if self.partial.is_none() {
-            self.finish_ordered();
         }
     }
 
@@ -652,6 +672,7 @@ impl Drop for Socket {
         let mut messages = self.granted.take_all();
         messages.extend(self.partial.take().map(|(message, _)| message));
         self.give_back(messages);
+        self.finish_ordered();
         if let Some(psock) = back {
             psock.release(true);
         }

@@ -310,7 +310,7 @@ impl Totals {
     fn add_in_hand(&mut self, psock: &Psock) {
         for socket in psock.mux.all_sockets() {
             if let Some((from, messages, bytes)) = socket.lease.progress()
-                && std::ptr::eq(Arc::as_ptr(&from), psock)
+                && std::ptr::eq(Arc::as_ptr(&from.psock), psock)
             {
                 self.0[0] += messages as u64;
                 self.0[1] += bytes as u64;

@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -14,7 +14,7 @@ use std::{
 };
 
 use common::{traffic::*, *};
-use kcm::{Error, Multiplexor, Socket};
+use kcm::{Error, Socket};
 
 /// Receives in all the ways there are until nothing comes any more or `left` is down to 0.
 fn consume(mut socket: Socket, left: Arc<AtomicU64>, seed: u64) -> Vec<(u32, u64)> {
@@ -197,104 +197,6 @@ fn a_connection_behind_a_busy_one() {
         let start = Instant::now();
         let found = (0..100).any(|_| soon(&mut idle).connection() == id);
         assert!(found && start.elapsed() < PROMPT, "{:?}", start.elapsed());
-    });
-}
-
-#[test]
-fn an_ordered_connection_waits_for_done() {
-    bounded(20, || {
-        let mux = mux();
-        let mut first = mux.socket().expect("a socket");
-        let mut second = mux.socket().expect("a socket");
-        let (id, peer) = attached(&mux);
-        let connection = mux.connection(id).expect("it is there");
-        connection.set_ordered(true);
-        let stream: Vec<u8> = (0..6).flat_map(|n| numbered(1, n, 20)).collect();
-        write(&peer, &stream);
-        assert_eq!(number_of(&soon(&mut first)), (1, 0));
-        nothing(&mut second);
-        // Others are not held up.
-        let (_, other) = attached(&mux);
-        write(&other, &numbered(2, 0, 20));
-        assert_eq!(number_of(&soon(&mut second)), (2, 0));
-        // "Done" wakes the one that waits.
-        let waiting = spawn_asleep(move || (number_of(&soon(&mut second)), second));
-        first.done();
-        let (got, mut second) = waiting.join().expect("received");
-        assert_eq!(got, (1, 1));
-        nothing(&mut first);
-        // Asking again means done.
-        assert_eq!(number_of(&soon(&mut second)), (1, 2));
-        // So does the end of the socket.
-        let waiting = spawn_asleep(move || (number_of(&soon(&mut first)), first));
-        drop(second);
-        let (got, mut first) = waiting.join().expect("received");
-        assert_eq!(got, (1, 3));
-        // Without order, all can have the rest.
-        connection.set_ordered(false);
-        let mut second = mux.socket().expect("a socket");
-        assert_eq!(number_of(&soon(&mut second)), (1, 4));
-        assert_eq!(number_of(&soon(&mut first)), (1, 5));
-    });
-}
-
-#[test]
-fn a_builder_makes_every_connection_ordered() {
-    bounded(20, || {
-        let mux = Multiplexor::builder(framing()).ordered(true);
-        let mux = mux.build().expect("a mux");
-        let mut first = mux.socket().expect("a socket");
-        let mut second = mux.socket().expect("a socket");
-        let (_, peer) = attached(&mux);
-        let stream: Vec<u8> = (0..2).flat_map(|n| numbered(1, n, 20)).collect();
-        write(&peer, &stream);
-        assert_eq!(number_of(&soon(&mut first)), (1, 0));
-        nothing(&mut second);
-        first.done();
-        assert_eq!(number_of(&soon(&mut second)), (1, 1));
-    });
-}
-
-#[test]
-fn ordered_connections_are_worked_on_in_order() {
-    bounded(30, || {
-        const COUNT: u64 = 2000;
-        let mux = mux();
-        let senders = senders(&mux, 3, COUNT, 300);
-        for connection in mux.connections() {
-            connection.set_ordered(true);
-        }
-        let log = Arc::new(Mutex::new(Seen::default()));
-        let left = Arc::new(AtomicU64::new(3 * COUNT));
-        let workers: Vec<_> = (0..4)
-            .map(|_| {
-                let (log, left) = (log.clone(), left.clone());
-                let mut socket = mux.socket().expect("a socket");
-                let limit = Some(Duration::from_millis(20));
-                socket.set_read_timeout(limit).expect("a limit");
-                thread::spawn(move || {
-                    while left.load(Ordering::Relaxed) > 0 {
-                        match socket.recv() {
-                            Ok(message) => {
-                                thread::yield_now();
-                                log.lock().expect("no panic").note(&message);
-                                left.fetch_sub(1, Ordering::Relaxed);
-                            }
-                            Err(error) => assert!(matches!(error, Error::WouldBlock), "{error}"),
-                        }
-                    }
-                })
-            })
-            .collect();
-        // What was sent before `set_ordered` may have been out of order only if it was received
-        // before, and nobody received.
-        let _peers: Vec<_> = senders
-            .into_iter()
-            .map(|s| s.join().expect("sent"))
-            .collect();
-        workers.into_iter().for_each(|w| w.join().expect("worked"));
-        let log = std::mem::take(&mut *log.lock().expect("no panic"));
-        assert_complete(log.all, 3, COUNT);
     });
 }
 

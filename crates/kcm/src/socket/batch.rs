@@ -143,9 +143,14 @@ impl Socket {
                 }
             }
         }
+        let walks = self.hand.is_some();
         let back = self.end_hand();
         let messages = self.granted.take_all();
         self.give_back(messages);
+        // (Of a walk, others may have been taken before, and be worked on.)
+        if !walks {
+            self.finish_ordered();
+        }
         if let Some(psock) = back {
             psock.release(true);
         }
