@@ -1,14 +1,12 @@
 //! The inside of a multiplexor: its connections, its sockets, and what joins them.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kcm_frame::{Framing, Limits};
@@ -18,20 +16,19 @@ use crate::{
     background,
     builder::{Builder, MuxLimits},
     connection::ConnectionId,
-    delivery::Leased,
     error::{Error, Result},
     event::{ConnectionEvent, EndReason},
     gather,
     hub::{Hub, Kick},
     memory::Memory,
-    outgoing::Outgoing,
     psock::Psock,
+    psocks::Psocks,
     readiness::Readiness,
-    receive::Rx,
     socket::{SocketState, SocketType},
     solo::Solo,
     stats::MuxCounters,
     steering::{Ready, Steering},
+    unaddressed::Unaddressed,
     watch::Watch,
 };
 
@@ -71,51 +68,15 @@ pub(crate) struct Mux {
     pub(crate) leases: AtomicUsize,
     /// Takes until the next lease may be given, after one was revoked.
     pub(crate) lease_holdoff: AtomicU32,
-    /// Changes whenever a connection comes, for sends that wait for one.
-    arrivals: Mutex<()>,
-    arrived: Condvar,
     events: Mutex<VecDeque<ConnectionEvent>>,
     has_event: Condvar,
     closed: AtomicBool,
     /// It is closed, and the ends of all connections are told.
     all_told: AtomicBool,
     pub(crate) counters: MuxCounters,
-    /// Unaddressed messages whose connection died when there was no other.
-    stranded: Mutex<VecDeque<Outgoing>>,
-    /// Where the next unaddressed send begins to look.
-    next_send: AtomicUsize,
+    pub(crate) unaddressed: Unaddressed,
     /// Handles (multiplexors and sockets) that keep it open.
     handles: AtomicUsize,
-}
-
-/// The connections, by number and in a row.
-#[derive(Default)]
-struct Psocks {
-    by_id: HashMap<u64, usize, BuildHasherDefault<IdHasher>>,
-    row: Vec<Arc<Psock>>,
-    last_id: u64,
-    /// Indices that are free again, below `next_index`.
-    free: BinaryHeap<Reverse<usize>>,
-    next_index: usize,
-}
-
-/// Ids are given out in turn: their low bits spread as well as any hash, and cost nothing.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("ids are u64");
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        // The table takes its tags from the highest bits.
-        self.0 = id ^ id << 57;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 impl Mux {
@@ -144,15 +105,12 @@ impl Mux {
             socket_count: AtomicUsize::new(0),
             leases: AtomicUsize::new(0),
             lease_holdoff: AtomicU32::new(0),
-            arrivals: Mutex::new(()),
-            arrived: Condvar::new(),
             events: Mutex::default(),
             has_event: Condvar::new(),
             closed: AtomicBool::new(false),
             all_told: AtomicBool::new(false),
             counters: MuxCounters::default(),
-            stranded: Mutex::default(),
-            next_send: AtomicUsize::new(0),
+            unaddressed: Unaddressed::default(),
             handles: AtomicUsize::new(0),
         });
         crate::stats::register(&mux);
@@ -187,39 +145,29 @@ impl Mux {
         if self.is_closed() {
             return Err(Error::Closed);
         }
-        if psocks.row.len() >= self.limits.max_connections {
+        if psocks.len() >= self.limits.max_connections {
             return Err(Error::LimitReached {
                 limit: "max_connections",
                 value: self.limits.max_connections,
             });
         }
-        let id = psocks.last_id + 1;
-        let index = psocks
-            .free
-            .peek()
-            .map_or(psocks.next_index, |lowest| lowest.0);
-        let psock = make(ConnectionId(id), index)?;
+        let (id, index) = psocks.next();
+        let psock = make(id, index)?;
         // The only connection is watched directly, and in no epoll, unless it must be.
-        let alone = psocks.row.is_empty() && self.readiness.polled() == 0;
+        let alone = psocks.is_empty() && self.readiness.polled() == 0;
         if !alone || !psock.can_be_watched_alone() {
             // All others are in it, except perhaps one that was alone.
-            if let [other] = psocks.row.as_slice() {
+            if let [other] = psocks.row() {
                 self.watch.register(other)?;
             }
             self.watch.register(&psock)?;
         }
-        psocks.last_id = id;
-        if psocks.free.pop().is_none() {
-            psocks.next_index += 1;
-        }
-        let place = psocks.row.len();
-        psocks.by_id.insert(id, place);
-        psocks.row.push(psock.clone());
+        psocks.insert(psock.clone());
         // SYNC: sequentially consistent with `Mux::lease`: a walk without limit sees this connection,
         // or is seen below.
-        self.psock_count.store(psocks.row.len(), Ordering::SeqCst);
+        self.psock_count.store(psocks.len(), Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::Relaxed);
-        let joins_one = psocks.row.len() == 2;
+        let joins_one = psocks.len() == 2;
         drop(psocks);
         if joins_one {
             self.end_lone_walks();
@@ -228,8 +176,7 @@ impl Mux {
         // Somebody may be waiting for another connection alone, or for this one already.
         psock.notify();
         self.bring_watcher_back();
-        drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
-        self.arrived.notify_all();
+        self.unaddressed.has_changed();
         self.send_stranded(&psock);
         self.sendable();
         Ok(psock)
@@ -238,15 +185,9 @@ impl Mux {
     /// Takes a connection out of the list.
     pub(crate) fn remove_psock(&self, id: ConnectionId) -> Option<Arc<Psock>> {
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
-        let place = psocks.by_id.remove(&id.0)?;
-        let psock = psocks.row.swap_remove(place);
-        psocks.free.push(Reverse(psock.index));
-        if let Some(moved) = psocks.row.get(place) {
-            let moved = moved.id.0;
-            psocks.by_id.insert(moved, place);
-        }
+        let psock = psocks.remove(id)?;
         self.watch.unregister(&psock);
-        self.psock_count.store(psocks.row.len(), Ordering::SeqCst);
+        self.psock_count.store(psocks.len(), Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
         self.counters.unattach.fetch_add(1, Ordering::Relaxed);
@@ -262,27 +203,14 @@ impl Mux {
     }
 
     pub(crate) fn psock(&self, id: ConnectionId) -> Result<Arc<Psock>> {
-        let psocks = self.psocks();
-        let place = psocks.by_id.get(&id.0).ok_or(Error::NoSuchConnection)?;
-        Ok(psocks.row[*place].clone())
-    }
-
-    /// Looks several connections up at once.
-    pub(crate) fn psocks_of(
-        &self,
-        ids: impl Iterator<Item = u64>,
-        mut found: impl FnMut(usize, &Arc<Psock>),
-    ) {
-        let psocks = self.psocks();
-        for (i, id) in ids.enumerate() {
-            if let Some(place) = psocks.by_id.get(&id) {
-                found(i, &psocks.row[*place]);
-            }
-        }
+        self.psocks()
+            .get(id)
+            .cloned()
+            .ok_or(Error::NoSuchConnection)
     }
 
     pub(crate) fn all_psocks(&self) -> Vec<Arc<Psock>> {
-        self.psocks().row.clone()
+        self.psocks().row().to_vec()
     }
 
     /// The only connection, if there is just one; `alone` is called with the list locked.
@@ -290,7 +218,7 @@ impl Mux {
         if self.psock_count() != 1 {
             return None;
         }
-        match self.psocks().row.as_slice() {
+        match self.psocks().row() {
             [only] => Some(only.clone()),
             _ => None,
         }
@@ -299,7 +227,7 @@ impl Mux {
     /// Takes the only connection out of the epoll; false when it is not alone any more.
     pub(crate) fn unregister_only(&self, psock: &Arc<Psock>) -> bool {
         let psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
-        let alone = matches!(psocks.row.as_slice(), [only] if Arc::ptr_eq(only, psock))
+        let alone = matches!(psocks.row(), [only] if Arc::ptr_eq(only, psock))
             && self.readiness.polled() == 0;
         if alone {
             self.watch.unregister(psock);
@@ -310,13 +238,10 @@ impl Mux {
     /// Puts all connections into the epoll.
     pub(crate) fn register_all(&self) -> Result<()> {
         let psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
-        psocks
-            .row
-            .iter()
-            .try_for_each(|psock| self.watch.register(psock))
+        (psocks.row().iter()).try_for_each(|psock| self.watch.register(psock))
     }
 
-    fn psocks(&self) -> RwLockReadGuard<'_, Psocks> {
+    pub(crate) fn psocks(&self) -> RwLockReadGuard<'_, Psocks> {
         self.psocks.read().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -365,144 +290,6 @@ impl Mux {
     /// it: they stand still while nobody would read what a peer sends.
     pub(crate) fn watched_ns(&self) -> u64 {
         self.watch.watched_ns(self.readiness.polled() > 0)
-    }
-
-    // Sending.
-
-    /// The connection for an unaddressed message: one on which least is queued, in turn. Gives
-    /// `Err(true)` when there is one but all are full, `Err(false)` when there is none.
-    pub(crate) fn choose(
-        &self,
-        last: Option<ConnectionId>,
-    ) -> std::result::Result<Arc<Psock>, bool> {
-        /// With more queued than this, affinity gives way.
-        const SHORT_BYTES: usize = 64 << 10;
-        let psocks = self.psocks();
-        let count = psocks.row.len();
-        if self.sticky_send
-            && let Some(last) = last
-            && let Some(place) = psocks.by_id.get(&last.0)
-        {
-            let psock = &psocks.row[*place];
-            let short_bytes = SHORT_BYTES.min(self.limits.send_buffer_bytes);
-            if psock.tx.queued_bytes() < short_bytes && psock.tx.is_open() {
-                return Ok(psock.clone());
-            }
-        }
-        let first = self.next_send.fetch_add(1, Ordering::Relaxed);
-        let mut best: Option<(usize, &Arc<Psock>)> = None;
-        for i in 0..count {
-            let psock = &psocks.row[(first + i) % count];
-            let queued = psock.tx.queued_bytes();
-            if best.is_some_and(|(least, _)| queued >= least) || !psock.tx.is_open() {
-                continue;
-            }
-            best = Some((queued, psock));
-            if queued == 0 {
-                break;
-            }
-        }
-        match best {
-            None => Err(false),
-            Some((queued, _)) if queued >= self.limits.send_buffer_bytes => Err(true),
-            Some((_, psock)) => Ok(psock.clone()),
-        }
-    }
-
-    /// Whether an unaddressed send would be taken now.
-    pub(crate) fn can_send(&self) -> bool {
-        let limit = self.limits.send_buffer_bytes;
-        self.psocks()
-            .row
-            .iter()
-            .any(|psock| psock.tx.has_room(limit) == Some(true))
-    }
-
-    /// Room for a message may have come somewhere: wakes who waits for any.
-    pub(crate) fn sendable(&self) {
-        if self.readiness.wants_writable() {
-            self.readiness.update_writable(self);
-        }
-        if self.readiness.has_senders() {
-            drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
-            self.arrived.notify_all();
-        }
-    }
-
-    /// Waits until a connection comes, or has room; `still_not` is asked under the lock. False:
-    /// the time is over.
-    pub(crate) fn wait_for_arrival(
-        &self,
-        deadline: Option<Instant>,
-        still_not: impl Fn() -> bool,
-    ) -> bool {
-        let _sender = self.readiness.begin_sending();
-        let guard = self.arrivals.lock().unwrap_or_else(|e| e.into_inner());
-        if self.is_closed() || !still_not() {
-            return true;
-        }
-        match deadline {
-            None => drop(self.arrived.wait(guard)),
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return false;
-                }
-                drop(self.arrived.wait_timeout(guard, left));
-            }
-        }
-        true
-    }
-
-    /// Unaddressed messages of a connection that died go out whole on others. Without any, they
-    /// wait for the next to come; they are bounded by what was queued.
-    pub(crate) fn resend(&self, messages: impl Iterator<Item = Outgoing>) {
-        for mut message in messages {
-            self.counters.tx_retries.fetch_add(1, Ordering::Relaxed);
-            // Each try ends, or finds a connection closed, which is not chosen again.
-            loop {
-                let Ok(psock) = self.choose_any() else {
-                    self.stranded().push_back(message);
-                    // One that came just now has not seen it.
-                    if let Ok(psock) = self.choose_any() {
-                        self.send_stranded(&psock);
-                    }
-                    break;
-                };
-                match psock.tx.send_again(&psock, message) {
-                    Ok(()) => break,
-                    Err(back) => message = back,
-                }
-            }
-        }
-    }
-
-    /// A connection has come: messages that found none go out on it.
-    fn send_stranded(&self, psock: &Arc<Psock>) {
-        loop {
-            let Some(message) = self.stranded().pop_front() else {
-                return;
-            };
-            if let Err(back) = psock.tx.send_again(psock, message) {
-                self.stranded().push_front(back);
-                return;
-            }
-        }
-    }
-
-    fn stranded(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
-        self.stranded.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn choose_any(&self) -> std::result::Result<Arc<Psock>, ()> {
-        let psocks = self.psocks();
-        psocks
-            .row
-            .iter()
-            .filter(|psock| psock.tx.is_open())
-            .min_by_key(|psock| psock.tx.queued_bytes())
-            .cloned()
-            .ok_or(())
     }
 
     // The end of connections.
@@ -624,72 +411,6 @@ impl Mux {
         sockets.iter().map(|(_, socket)| socket.clone()).collect()
     }
 
-    /// Takes what another socket has leased and not come to yet. The caller has the connection's
-    /// claim then.
-    pub(crate) fn revoke_a_lease(&self) -> Option<Arc<Psock>> {
-        /// Takes without leases after one was revoked: the revocation costs some 2 us for both
-        /// threads, a take under locks 100 ns.
-        const HOLDOFF: u32 = 256;
-        let psock = self.revoke_one(|leased| !leased.in_order)?;
-        self.lease_holdoff.store(HOLDOFF, Ordering::Relaxed);
-        Some(psock)
-    }
-
-    /// Takes the lease of a connection back, and with it its claim. False: it has none.
-    pub(crate) fn revoke_lease_of(&self, psock: &Arc<Psock>) -> bool {
-        self.revoke_one(|leased| Arc::ptr_eq(&leased.psock, psock))
-            .is_some()
-    }
-
-    fn revoke_one(&self, one: impl Fn(&Leased) -> bool) -> Option<Arc<Psock>> {
-        if self.leases.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
-        self.all_sockets()
-            .iter()
-            .filter_map(|socket| socket.lease.leased())
-            .filter(one)
-            .map(|leased| leased.psock)
-            .find(|psock| self.revoke_under(psock, &mut psock.lock_rx()))
-    }
-
-    /// Takes the lease of a connection back, whose receiving side the caller has locked: lease and
-    /// position change together. True: the caller has the claim now. (That of an ordered one stays
-    /// with the socket until it is done with what it has taken.)
-    pub(crate) fn revoke_under(&self, psock: &Arc<Psock>, rx: &mut Rx) -> bool {
-        if self.leases.load(Ordering::SeqCst) == 0 {
-            return false;
-        }
-        let of_this = |leased: &Leased| Arc::ptr_eq(&leased.psock, psock);
-        let revoke = |socket: &Arc<SocketState>| socket.lease.revoke(of_this);
-        let Some((leased, position)) = self.all_sockets().iter().find_map(revoke) else {
-            return false;
-        };
-        self.leases.fetch_sub(1, Ordering::SeqCst);
-        rx.set_position(position);
-        if leased.in_order {
-            // With the receiving side locked, as it is when the walk ends.
-            psock.hold_for_order();
-        }
-        !leased.in_order
-    }
-
-    /// Another connection has come, which is to have its turn.
-    fn end_lone_walks(&self) {
-        if self.leases.load(Ordering::SeqCst) > 0 {
-            for socket in self.all_sockets() {
-                self.revoke_lease_from(&socket);
-            }
-        }
-    }
-
-    /// Takes back what one socket has leased.
-    pub(crate) fn revoke_lease_from(&self, socket: &SocketState) {
-        if let Some(leased) = socket.lease.leased() {
-            leased.psock.take_back_lease();
-        }
-    }
-
     // The end of the multiplexor.
 
     pub(crate) fn add_handle(&self) {
@@ -725,8 +446,7 @@ impl Mux {
         }
         self.all_told.store(true, Ordering::Release);
         self.readiness.close(self);
-        drop(self.arrivals.lock().unwrap_or_else(|e| e.into_inner()));
-        self.arrived.notify_all();
+        self.unaddressed.has_changed();
         drop(self.events());
         self.has_event.notify_all();
     }

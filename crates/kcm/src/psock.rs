@@ -16,9 +16,9 @@ use crate::{
     mux::Mux, receive::Rx, socket::SocketState, transmit::Transmit, transport::Carrier,
 };
 
+// In this order: what every message touches stands together, from the line of the reference counts on.
+#[repr(C)]
 pub(crate) struct Psock {
-    pub(crate) id: ConnectionId,
-    pub(crate) mux: Arc<Mux>,
     /// Who works on what it receives.
     pub(crate) claim: Claim,
     /// Something may have come that was not read yet. Set before [`Claim::notify`], cleared before
@@ -27,35 +27,37 @@ pub(crate) struct Psock {
     /// An edge may be missing: the peer has hung up, or has sent an urgent byte, at which a read
     /// stops short. From then on every read goes on until there is nothing more.
     pub(crate) drain: AtomicBool,
-    /// Its descriptor is in the multiplexor's epoll.
-    pub(crate) registered: AtomicBool,
-    /// The next message waits for the end of work on the previous one.
-    pub(crate) ordered: AtomicBool,
     /// That of the message at the front, or of the last that was there.
     pub(crate) class: AtomicU8,
+    /// The next message waits for the end of work on the previous one.
+    pub(crate) ordered: AtomicBool,
     /// It waits so.
     held_for_order: AtomicBool,
     /// Nothing of it is to be received.
     pub(crate) receive_disabled: AtomicBool,
-    /// The peer has closed its direction, and has not got all its answers.
-    pub(crate) half_closed: AtomicBool,
-    /// The lowest number that was free in the multiplexor.
-    pub(crate) index: usize,
-    /// When, on the multiplexor's clock of watched time, the unfinished message at the front
-    /// began; [`NO_PARTIAL`] without one.
-    pub(crate) partial_since_ns: AtomicU64,
     /// The assembly deadline of that message has passed.
     pub(crate) deadline_passed: AtomicBool,
     /// A timer for the deadline is set.
     pub(crate) deadline_set: AtomicBool,
-    rx: Mutex<Rx>,
-    wanted: AtomicUsize,
-    pub(crate) tx: Transmit,
-    pub(crate) counters: PsockCounters,
-    /// Its end has been told.
-    ended: AtomicBool,
     /// It is a socket, on which a thread can block.
     pub(crate) is_socket: bool,
+    /// The peer has closed its direction, and has not got all its answers.
+    pub(crate) half_closed: AtomicBool,
+    /// Its descriptor is in the multiplexor's epoll.
+    pub(crate) registered: AtomicBool,
+    /// Its end has been told.
+    ended: AtomicBool,
+    pub(crate) mux: Arc<Mux>,
+    /// When, on the multiplexor's clock of watched time, the unfinished message at the front
+    /// began; [`NO_PARTIAL`] without one.
+    pub(crate) partial_since_ns: AtomicU64,
+    wanted: AtomicUsize,
+    rx: Mutex<Rx>,
+    pub(crate) counters: PsockCounters,
+    pub(crate) tx: Transmit,
+    pub(crate) id: ConnectionId,
+    /// The lowest number that was free in the multiplexor.
+    pub(crate) index: usize,
     /// The assembly deadline in ns; 0: none.
     deadline_ns: AtomicU64,
     /// Its number in the background thread's epoll.

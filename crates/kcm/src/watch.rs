@@ -31,8 +31,8 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
-    error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill, spin::Spin, steering::Ready,
-    sys, transport::Carrier,
+    connection::ConnectionId, error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill,
+    spin::Spin, steering::Ready, sys, transport::Carrier,
 };
 
 /// Events of one wait with one socket. Fewer cost more waits: with 1, the rate on 200 connections
@@ -449,10 +449,22 @@ impl Mux {
         };
         let mut own: Option<Arc<Psock>> = None;
         let events: &[epoll::Event] = events;
-        self.psocks_of(events.iter().map(|event| event.data.u64()), |i, psock| {
+        let psocks = self.psocks();
+        let mut found = [None; HARVEST];
+        // All of them are fetched first: one after the other, each would be waited for.
+        for (place, event) in found.iter_mut().zip(events) {
+            *place = psocks.get(ConnectionId(event.data.u64()));
+            if let Some(psock) = *place {
+                sys::prefetch_front(&**psock);
+            }
+        }
+        others.reserve(events.len());
+        for (psock, event) in found.iter().zip(events) {
             use epoll::EventFlags;
-            let flags = events[i].flags;
+            let Some(psock) = psock else { continue };
             let last = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
+            // (A copy: the event is packed.)
+            let flags = event.flags;
             if flags.intersects(last) {
                 psock.drain.store(true, Ordering::Relaxed);
             }
@@ -460,12 +472,13 @@ impl Mux {
             if psock.claim.notify() {
                 if own.is_none() {
                     psock.claim.claim();
-                    own = Some(psock.clone());
+                    own = Some(Arc::clone(psock));
                 } else {
-                    others.push(psock.clone());
+                    others.push(Arc::clone(psock));
                 }
             }
-        });
+        }
+        drop(psocks);
         if watches && events.iter().any(|event| event.data.u64() == BELL) {
             let _ = rustix::io::read(&self.watch.bell, &mut [0; 8]);
         }
