@@ -31,6 +31,7 @@ use crate::{
     mux::{HALF_CLOSE_GRACE, Mux},
     psock::{NO_PARTIAL, Psock},
     ring,
+    sync::pause,
     transport::Carrier,
 };
 
@@ -234,6 +235,7 @@ impl Background {
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
+        pause();
         self.work.lock().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -31,6 +31,7 @@ use crate::{
     solo::Solo,
     stats::MuxCounters,
     steering::{Ready, Steering},
+    sync::pause,
     watch::Watch,
 };
 
@@ -182,6 +183,7 @@ impl Mux {
         self: &Arc<Self>,
         make: impl FnOnce(ConnectionId, usize) -> Result<Arc<Psock>>,
     ) -> Result<Arc<Psock>> {
+        pause();
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         if self.is_closed() {
             return Err(Error::Closed);
@@ -217,6 +219,7 @@ impl Mux {
         self.psock_count.store(psocks.row.len(), Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
+        pause();
         self.counters.attach.fetch_add(1, Ordering::Relaxed);
         // Somebody may be waiting for another connection alone, or for this one already.
         psock.notify();
@@ -230,6 +233,7 @@ impl Mux {
 
     /// Takes a connection out of the list.
     pub(crate) fn remove_psock(&self, id: ConnectionId) -> Option<Arc<Psock>> {
+        pause();
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         let place = psocks.by_id.remove(&id.0)?;
         let psock = psocks.row.swap_remove(place);
@@ -310,6 +314,7 @@ impl Mux {
     }
 
     fn psocks(&self) -> RwLockReadGuard<'_, Psocks> {
+        pause();
         self.psocks.read().unwrap_or_else(|e| e.into_inner())
     }
 

@@ -30,6 +30,7 @@ use crate::{
     event::EndReason,
     outgoing::{GATHER_BYTES, Outgoing, concat},
     psock::Psock,
+    sync::pause,
     transport::Carrier,
     write_queue::{Left, Wait, WriteQueue},
 };
@@ -230,7 +231,8 @@ impl Transmit {
     }
 
     #[cold]
-    fn see_to_rest(&self, psock: &Arc<Psock>, left: Left) {
+    fn see_to_rest(&self, psock: &Arc<Psock>, left: Left<Arc<Carrier>>) {
+        pause();
         if self.gone.load(Ordering::Relaxed) {
             self.count_late(psock);
         }
