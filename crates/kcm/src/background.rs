@@ -390,8 +390,8 @@ impl Background {
         if psock.tx.queued_bytes() > 0 || Arc::strong_count(&psock) > UNUSED {
             // Work on its messages goes on, or its peer reads slowly.
             self.half_closed(&psock);
-        } else if psock.mux.remove_psock(psock.id).is_some() {
-            psock.tx.close(&psock);
+        } else {
+            psock.mux.remove_and_close(&psock);
         }
     }
 

@@ -562,10 +562,18 @@ impl Mux {
     /// The peer has closed its direction. Once it has its answers, so do we.
     pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) -> bool {
         let done = psock.is_answered() && psock.tx.has_sent_all();
-        if done && self.remove_psock(psock.id).is_some() {
-            psock.tx.close(psock);
+        if done {
+            self.remove_and_close(psock);
         }
         done
+    }
+
+    /// Takes a connection out of the list and closes it: what is queued goes out within the linger
+    /// time, and so does what a thread sends that found it in the list just before.
+    pub(crate) fn remove_and_close(&self, psock: &Arc<Psock>) {
+        if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
+            background::get().linger(psock, self.linger);
+        }
     }
 
     /// Closes one connection: what is queued goes out within the linger time.
@@ -575,9 +583,7 @@ impl Mux {
         psock.lock_rx().stop(psock);
         psock.forget_returned();
         self.steering.forget(psock.id);
-        if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
-            background::get().linger(psock, self.linger);
-        }
+        self.remove_and_close(psock);
         psock.notify();
     }
 
