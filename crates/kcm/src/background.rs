@@ -40,6 +40,9 @@ use crate::{
 const TICK: Duration = Duration::from_millis(1);
 /// A thread that has gathered no replies for so many ticks is not looked at any more.
 const IDLE_TICKS: u32 = 50;
+/// A closed stream is looked at again after this, and twice as long each time, up to the other.
+const SEE_OFF_FIRST: Duration = Duration::from_millis(1);
+const SEE_OFF_MOST: Duration = Duration::from_millis(64);
 /// A listener whose connection limit is reached is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_millis(10);
 
@@ -62,6 +65,17 @@ pub(crate) fn get() -> &'static Background {
             .expect("the background thread can be started");
         background
     })
+}
+
+/// Keeps a stream on which all is sent until that has come to its peer, at most for so long. (The
+/// system would go on alone, but not where the peer says more to a stream that is closed: it resets
+/// such a connection and throws away what is under way.)
+pub(crate) fn see_off(carrier: Arc<Carrier>, linger: Duration) {
+    if carrier.is_under_way() {
+        let now = Instant::now();
+        let job = Job::SeeOff(carrier, now + linger, SEE_OFF_FIRST);
+        get().at(now + SEE_OFF_FIRST, job);
+    }
 }
 
 pub(crate) struct Background {
@@ -101,6 +115,8 @@ enum Job {
     Keys(Weak<Mux>),
     /// The connection of this number has had its time.
     Linger(u64),
+    /// A closed stream is kept until then; and until the next look.
+    SeeOff(Arc<Carrier>, Instant, Duration),
     Listen(Weak<Mux>, Arc<TcpListener>),
 }
 
@@ -348,6 +364,12 @@ impl Background {
                     let lingering = self.work().lingering.remove(&key);
                     if let Some(psock) = lingering {
                         psock.tx.abort(&psock, EndReason::Closed);
+                    }
+                }
+                Job::SeeOff(carrier, until, wait) => {
+                    if now < until && carrier.is_under_way() {
+                        let wait = (wait * 2).min(SEE_OFF_MOST);
+                        self.at(now + wait, Job::SeeOff(carrier, until, wait));
                     }
                 }
                 // Where the system has no room for it now, it has next time.

@@ -224,7 +224,7 @@ impl Transmit {
 
     /// Does what a call of the queue has left to be done.
     #[inline]
-    fn see_to(&self, psock: &Arc<Psock>, left: Left) {
+    fn see_to(&self, psock: &Arc<Psock>, left: Left<Arc<Carrier>>) {
         if !matches!(left, Left::Plain) {
             self.see_to_rest(psock, left);
         }
@@ -254,7 +254,8 @@ impl Transmit {
                 psock.mux.sendable();
                 background::get().watch_writable(psock);
             }
-            Left::Closed => {
+            Left::Closed(carrier) => {
+                background::see_off(carrier, psock.mux.linger);
                 end_linger(psock);
                 psock.mux.sendable();
             }

@@ -14,7 +14,7 @@ use std::{
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use crate::chunk::Buffer;
+use crate::{chunk::Buffer, sys};
 
 /// A byte stream that is not a plain socket: TLS, shared memory, a test's fault injector.
 ///
@@ -170,6 +170,29 @@ impl Carrier {
             Self::Socket(fd) => rustix::net::getpeername(fd) == Err(rustix::io::Errno::NOTCONN),
             Self::Other(_) => false,
         }
+    }
+
+    /// Whether some of what was sent to its end has not come to the peer's system yet, and still may.
+    /// Throws away what the peer sends: closed with that unread, the connection would be reset, and
+    /// what is under way lost; and a peer that waits for room to say more would never read.
+    pub(crate) fn is_under_way(&self) -> bool {
+        /// The end of the stream counts as one byte, and may be lost.
+        const END: usize = 1;
+        /// Reads in a row: more than a window holds, for a peer that writes as quickly.
+        const MOST_READS: usize = 256;
+        // What is written to a Unix stream has arrived.
+        let Self::Socket(fd) = self else { return false };
+        if !sys::is_tcp(fd.as_fd()) || sys::unacknowledged_bytes(fd.as_fd()) <= END {
+            return false;
+        }
+        let mut room = [0; 16 << 10];
+        for _ in 0..MOST_READS {
+            match rustix::net::recv(fd, &mut room[..], RecvFlags::DONTWAIT) {
+                Ok((_, n)) if n > 0 => {}
+                _ => break,
+            }
+        }
+        !self.was_reset()
     }
 
     /// Nothing more will be sent.
