@@ -345,7 +345,7 @@ impl Background {
                 Job::HalfClosed(psock) => self.check_half_closed(psock),
                 Job::Ring(mux) => {
                     if let Some(mux) = mux.upgrade()
-                        && mux.readiness.ring.look(&mux)
+                        && mux.look_at_ring()
                     {
                         self.look_at_ring(&mux);
                     }
