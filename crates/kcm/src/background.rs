@@ -209,10 +209,14 @@ impl Background {
         }
     }
 
-    /// A closing connection has sent all.
+    /// A connection has nothing more to send.
     pub(crate) fn end_linger(&self, psock: &Psock) {
         if let Some(key) = psock.background_key.get() {
-            let lingering = self.work().lingering.remove(key);
+            let mut work = self.work();
+            // (A weak reference keeps a connection's memory, if nothing else of it.)
+            work.watched.remove(key);
+            let lingering = work.lingering.remove(key);
+            drop(work);
             drop(lingering);
         }
     }
