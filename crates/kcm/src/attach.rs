@@ -116,9 +116,6 @@ impl Mux {
         gather::flush_before(&psock);
         // What was begun is finished first: a stream is never given back inside a message.
         let carrier = psock.tx.detach(Instant::now() + self.linger)?;
-        if let Some(carrier) = &carrier {
-            self.watch.unregister_carrier(&psock, carrier);
-        }
         let taken = psock
             .attached
             .lock()
@@ -133,6 +130,9 @@ impl Mux {
         }
         match carrier {
             Some(carrier) => {
+                // Out of the list, so that nobody registers it any more: with an entry left behind,
+                // the next attachment would have its events under this one's id.
+                self.watch.unregister_carrier(&psock, &carrier);
                 background::get().forget(&psock, &carrier);
                 if let Some(taken) = taken {
                     taken.restore(&carrier);

@@ -31,6 +31,7 @@ use crate::{
     mux::{HALF_CLOSE_GRACE, Mux},
     psock::{NO_PARTIAL, Psock},
     ring,
+    sync::pause,
     transport::Carrier,
 };
 
@@ -39,6 +40,9 @@ use crate::{
 const TICK: Duration = Duration::from_millis(1);
 /// A thread that has gathered no replies for so many ticks is not looked at any more.
 const IDLE_TICKS: u32 = 50;
+/// A closed stream is looked at again after this, and twice as long each time, up to the other.
+const SEE_OFF_FIRST: Duration = Duration::from_millis(1);
+const SEE_OFF_MOST: Duration = Duration::from_millis(64);
 /// A listener whose connection limit is reached is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_millis(10);
 
@@ -61,6 +65,17 @@ pub(crate) fn get() -> &'static Background {
             .expect("the background thread can be started");
         background
     })
+}
+
+/// Keeps a stream on which all is sent until that has come to its peer, at most for so long. (The
+/// system would go on alone, but not where the peer says more to a stream that is closed: it resets
+/// such a connection and throws away what is under way.)
+pub(crate) fn see_off(carrier: Arc<Carrier>, linger: Duration) {
+    if carrier.is_under_way() {
+        let now = Instant::now();
+        let job = Job::SeeOff(carrier, now + linger, SEE_OFF_FIRST);
+        get().at(now + SEE_OFF_FIRST, job);
+    }
 }
 
 pub(crate) struct Background {
@@ -100,6 +115,8 @@ enum Job {
     Keys(Weak<Mux>),
     /// The connection of this number has had its time.
     Linger(u64),
+    /// A closed stream is kept until then; and until the next look.
+    SeeOff(Arc<Carrier>, Instant, Duration),
     Listen(Weak<Mux>, Arc<TcpListener>),
 }
 
@@ -192,10 +209,14 @@ impl Background {
         }
     }
 
-    /// A closing connection has sent all.
+    /// A connection has nothing more to send.
     pub(crate) fn end_linger(&self, psock: &Psock) {
         if let Some(key) = psock.background_key.get() {
-            let lingering = self.work().lingering.remove(key);
+            let mut work = self.work();
+            // (A weak reference keeps a connection's memory, if nothing else of it.)
+            work.watched.remove(key);
+            let lingering = work.lingering.remove(key);
+            drop(work);
             drop(lingering);
         }
     }
@@ -234,6 +255,7 @@ impl Background {
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
+        pause();
         self.work.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -327,7 +349,7 @@ impl Background {
                 Job::HalfClosed(psock) => self.check_half_closed(psock),
                 Job::Ring(mux) => {
                     if let Some(mux) = mux.upgrade()
-                        && mux.readiness.ring.look(&mux)
+                        && mux.look_at_ring()
                     {
                         self.look_at_ring(&mux);
                     }
@@ -346,6 +368,12 @@ impl Background {
                     let lingering = self.work().lingering.remove(&key);
                     if let Some(psock) = lingering {
                         psock.tx.abort(&psock, EndReason::Closed);
+                    }
+                }
+                Job::SeeOff(carrier, until, wait) => {
+                    if now < until && carrier.is_under_way() {
+                        let wait = (wait * 2).min(SEE_OFF_MOST);
+                        self.at(now + wait, Job::SeeOff(carrier, until, wait));
                     }
                 }
                 // Where the system has no room for it now, it has next time.
@@ -388,8 +416,8 @@ impl Background {
         if psock.tx.queued_bytes() > 0 || Arc::strong_count(&psock) > UNUSED {
             // Work on its messages goes on, or its peer reads slowly.
             self.half_closed(&psock);
-        } else if psock.mux.remove_psock(psock.id).is_some() {
-            psock.tx.close(&psock);
+        } else {
+            psock.mux.remove_and_close(&psock);
         }
     }
 

@@ -444,6 +444,10 @@ impl Mux {
                 Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
                     break Some(EndReason::Deadline);
                 }
+                // Its sending side has failed, which need not end what comes in: nothing is there.
+                Fill::Nothing if psock.drain.load(Ordering::Relaxed) && psock.tx.is_over() => {
+                    break Some(EndReason::Closed);
+                }
                 Fill::Nothing => {
                     rx.settle(psock);
                     if !rx.bytes().is_empty() {

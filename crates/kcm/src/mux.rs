@@ -28,6 +28,7 @@ use crate::{
     solo::Solo,
     stats::MuxCounters,
     steering::{Ready, Steering},
+    sync::pause,
     unaddressed::Unaddressed,
     watch::Watch,
 };
@@ -141,6 +142,7 @@ impl Mux {
         self: &Arc<Self>,
         make: impl FnOnce(ConnectionId, usize) -> Result<Arc<Psock>>,
     ) -> Result<Arc<Psock>> {
+        pause();
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         if self.is_closed() {
             return Err(Error::Closed);
@@ -172,6 +174,7 @@ impl Mux {
         if joins_one {
             self.end_lone_walks();
         }
+        pause();
         self.counters.attach.fetch_add(1, Ordering::Relaxed);
         // Somebody may be waiting for another connection alone, or for this one already.
         psock.notify();
@@ -184,6 +187,7 @@ impl Mux {
 
     /// Takes a connection out of the list.
     pub(crate) fn remove_psock(&self, id: ConnectionId) -> Option<Arc<Psock>> {
+        pause();
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         let psock = psocks.remove(id)?;
         self.watch.unregister(&psock);
@@ -242,6 +246,7 @@ impl Mux {
     }
 
     pub(crate) fn psocks(&self) -> RwLockReadGuard<'_, Psocks> {
+        pause();
         self.psocks.read().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -351,10 +356,18 @@ impl Mux {
     /// The peer has closed its direction. Once it has its answers, so do we.
     pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) -> bool {
         let done = psock.is_answered() && psock.tx.has_sent_all();
-        if done && self.remove_psock(psock.id).is_some() {
-            psock.tx.close(psock);
+        if done {
+            self.remove_and_close(psock);
         }
         done
+    }
+
+    /// Takes a connection out of the list and closes it: what is queued goes out within the linger
+    /// time, and so does what a thread sends that found it in the list just before.
+    pub(crate) fn remove_and_close(&self, psock: &Arc<Psock>) {
+        if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
+            background::get().linger(psock, self.linger);
+        }
     }
 
     /// Closes one connection: what is queued goes out within the linger time.
@@ -364,9 +377,7 @@ impl Mux {
         psock.lock_rx().stop(psock);
         psock.forget_returned();
         self.steering.forget(psock.id);
-        if self.remove_psock(psock.id).is_some() && !psock.tx.close(psock) {
-            background::get().linger(psock, self.linger);
-        }
+        self.remove_and_close(psock);
         psock.notify();
     }
 

@@ -13,7 +13,8 @@ use kcm_frame::{Assembler, Framing, Limits, Step};
 
 use crate::{
     attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
-    mux::Mux, receive::Rx, socket::SocketState, transmit::Transmit, transport::Carrier,
+    mux::Mux, receive::Rx, socket::SocketState, sync::pause, transmit::Transmit,
+    transport::Carrier,
 };
 
 // In this order: what every message touches stands together, from the line of the reference counts on.
@@ -136,11 +137,13 @@ impl Psock {
     /// The receiving side. Held over a receive that blocks when its thread watches this
     /// connection alone: who is not that thread brings it back first ([`Psock::lock_rx`]).
     pub(crate) fn rx(&self) -> MutexGuard<'_, Rx> {
+        pause();
         self.rx.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// The receiving side, for others than the thread that has the claim.
     pub(crate) fn lock_rx(&self) -> MutexGuard<'_, Rx> {
+        pause();
         self.wanted.fetch_add(1, Ordering::SeqCst);
         let rx = loop {
             match self.rx.try_lock() {
@@ -164,6 +167,7 @@ impl Psock {
 
     /// Bytes may have come: has a thread look at the connection.
     pub(crate) fn notify(self: &Arc<Self>) {
+        pause();
         self.edge.store(true, Ordering::Release);
         if self.claim.notify() {
             self.mux.push_ready(self.clone());
@@ -175,6 +179,7 @@ impl Psock {
 
     /// The thread that has the claim is done; `more` says whether it leaves work.
     pub(crate) fn release(self: &Arc<Self>, more: bool) {
+        pause();
         if self.claim.release(more) {
             self.mux.push_ready(self.clone());
         }

@@ -16,9 +16,9 @@ use std::{
     },
 };
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
-use crate::{error::Result, mux::Mux, ring::Ring, socket::SocketState};
+use crate::{background, error::Result, mux::Mux, ring::Ring, socket::SocketState};
 
 /// What a multiplexor knows of those who poll.
 pub(crate) struct Readiness {
@@ -29,7 +29,7 @@ pub(crate) struct Readiness {
     writable: Mutex<Vec<Weak<Writable>>>,
     wants_writable: AtomicBool,
     /// Which of the polled sockets wakes for arrivals.
-    pub(crate) ring: Ring,
+    pub(crate) ring: Ring<Arc<SocketState>>,
 }
 
 /// Counts a thread as waiting to send while it lives.
@@ -48,7 +48,7 @@ impl Readiness {
             senders: AtomicUsize::new(0),
             writable: Mutex::default(),
             wants_writable: AtomicBool::new(false),
-            ring: Ring::default(),
+            ring: Ring::new(),
         }
     }
 
@@ -210,7 +210,10 @@ impl Poll {
             return;
         }
         self.idle.store(!found, Ordering::SeqCst);
-        mux.readiness.ring.after_recv(mux, socket, found);
+        let ring = &mux.readiness.ring;
+        if ring.after_recv(mux.watch.epoll(), socket.index, found) {
+            background::get().look_at_ring(mux);
+        }
         if has_messages || mux.has_for(socket) || mux.is_closed() {
             self.ring();
             return;
@@ -225,7 +228,7 @@ impl Poll {
     /// The socket is closed.
     pub(crate) fn close(&self, mux: &Mux, socket: &SocketState) {
         if self.is_polled() {
-            mux.readiness.ring.leave(mux, socket);
+            mux.readiness.ring.leave(mux.watch.epoll(), socket.index);
             self.idle.store(false, Ordering::SeqCst);
             mux.readiness.polled.fetch_sub(1, Ordering::SeqCst);
         }
@@ -284,10 +287,21 @@ impl Writable {
 }
 
 impl Mux {
+    /// The background thread looks whether arrivals are hidden; whether to look again.
+    pub(crate) fn look_at_ring(&self) -> bool {
+        let epoll = self.watch.epoll();
+        self.readiness.ring.look(epoll, || is_readable(epoll))
+    }
+
     /// Whether something is ready that this socket could take.
     fn has_for(&self, socket: &SocketState) -> bool {
         self.hub.ready() > 0 || self.steering.has_for(socket)
     }
+}
+
+fn is_readable(epoll: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(epoll, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(n) if n > 0)
 }
 
 /// Whether the socket is to look at its bell: for the receive path.

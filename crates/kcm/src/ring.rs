@@ -3,22 +3,21 @@
 //! Every polled socket could have the multiplexor's epoll in its own, but then each arrival wakes
 //! every loop: with eight loops 7.9 context switches a message. (EPOLLEXCLUSIVE is refused for an
 //! epoll in an epoll.) So only one of them, the *leader*, has it enabled; when it takes a message,
-//! it hands the lead to a loop that is idle. 1.0 switches a message.
+//! it hands the lead to a loop that is idle, and where none is, to the first that becomes so. 1.0
+//! switches a message.
 //!
-//! A leader that is stuck in something else would hide arrivals from the others. So a loop follows
-//! (has its entry disabled) only once it has shown that it answers, and the background thread looks
-//! now and then: if something has arrived and the leader did not come, all are enabled again. It
-//! also does that when nothing happens for a while, and then sleeps itself.
+//! A leader that is idle and yet does not come (its loop is stuck in something else) would hide
+//! arrivals from the others. So a loop follows (has its entry disabled) only once it has shown that
+//! it answers, and the background thread looks now and then: if something has arrived and the leader
+//! did not come, all are enabled again. It also does that when nothing happens for a while, and then
+//! sleeps itself.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+use std::{os::fd::OwnedFd, time::Duration};
+
+use crate::{
+    socket::SocketState,
+    sync::{Mutex, MutexGuard, lock},
 };
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use crate::{background, mux::Mux, socket::SocketState};
 
 /// Half of how long an arrival may stay hidden behind a stuck leader. A look costs a wake of the background
 /// thread, so it is twenty times what a busy loop's turn takes, not less.
@@ -26,12 +25,25 @@ pub(crate) const LOOK: Duration = Duration::from_millis(20);
 /// Looks without any receive after which all are enabled and nobody looks any more.
 const IDLE_LOOKS: u32 = 50;
 
-#[derive(Default)]
-pub(crate) struct Ring(Mutex<State>);
+/// A socket in an event loop.
+pub(crate) trait Polled {
+    /// What becomes readable when something arrives.
+    type Arrivals;
 
-#[derive(Default)]
-struct State {
-    members: Vec<Member>,
+    fn index(&self) -> usize;
+
+    /// Its last receive found nothing: it sleeps, or will. Set before [`Ring::after_recv`].
+    fn is_idle(&self) -> bool;
+
+    /// Whether arrivals wake its loop from now on, also those that are there; false when the system
+    /// refused the change.
+    fn enable(&self, arrivals: &Self::Arrivals, enabled: bool) -> bool;
+}
+
+pub(crate) struct Ring<P>(Mutex<State<P>>);
+
+struct State<P> {
+    members: Vec<Member<P>>,
     /// The socket that wakes for arrivals; without one all do.
     leader: Option<usize>,
     /// The leader has received since the last look.
@@ -44,20 +56,32 @@ struct State {
     hidden_before: bool,
 }
 
-struct Member {
-    socket: Arc<SocketState>,
+struct Member<P> {
+    socket: P,
     /// Its loop has called a receive: it answers.
     answers: bool,
     enabled: bool,
 }
 
-impl Ring {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+impl<P: Polled> Ring<P> {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(State {
+            members: Vec::new(),
+            leader: None,
+            leader_came: false,
+            busy: false,
+            looking: false,
+            idle_looks: 0,
+            hidden_before: false,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<P>> {
+        lock(&self.0)
     }
 
     /// A socket is polled from now on; its entry is enabled.
-    pub(crate) fn join(&self, socket: Arc<SocketState>) {
+    pub(crate) fn join(&self, socket: P) {
         self.lock().members.push(Member {
             socket,
             answers: false,
@@ -66,54 +90,52 @@ impl Ring {
     }
 
     /// It is closed.
-    pub(crate) fn leave(&self, mux: &Mux, socket: &SocketState) {
+    pub(crate) fn leave(&self, arrivals: &P::Arrivals, index: usize) {
         let mut state = self.lock();
         state
             .members
-            .retain(|member| member.socket.index != socket.index);
-        if state.leader == Some(socket.index) {
-            state.enable_all(mux.watch.epoll());
+            .retain(|member| member.socket.index() != index);
+        if state.leader == Some(index) {
+            state.enable_all(arrivals);
         }
     }
 
-    /// A receive on this socket is over; `found`: it has work now, and another is to lead.
-    pub(crate) fn after_recv(&self, mux: &Arc<Mux>, socket: &SocketState, found: bool) {
+    /// A receive on this socket is over; `found`: it has work now, and another is to lead. True:
+    /// the caller is to see that somebody begins to [`Ring::look`].
+    #[must_use]
+    pub(crate) fn after_recv(&self, arrivals: &P::Arrivals, index: usize, found: bool) -> bool {
         let mut state = self.lock();
-        let Some(place) = state
-            .members
-            .iter()
-            .position(|m| m.socket.index == socket.index)
-        else {
-            return;
+        let Some(place) = state.place(index) else {
+            return false;
         };
         state.busy = true;
         if state.members.len() < 2 {
-            return;
+            return false;
         }
-        let epoll = mux.watch.epoll();
         state.members[place].answers = true;
-        let leads = state.leader == Some(socket.index);
+        let leads = state.leader == Some(index);
         state.leader_came |= leads;
         match (found, state.leader) {
             // It answers now; it was not known to when the leader was chosen.
-            (true, Some(_)) if !leads => state.enable(place, false, epoll),
-            (true, _) => state.hand_on(place, epoll),
-            (false, None) => state.lead(place, epoll),
+            (true, Some(_)) if !leads => state.enable(place, false, arrivals),
+            (true, _) => state.hand_on(place, arrivals),
             (false, Some(_)) if leads => {}
-            (false, Some(_)) => state.enable(place, false, epoll),
+            // One that is at work found no idle one to hand the lead to.
+            (false, Some(leader)) if state.is_idle(leader) => state.enable(place, false, arrivals),
+            (false, _) => state.lead(place, arrivals),
         }
-        if state.leader.is_some() && !state.looking {
+        let begins = state.leader.is_some() && !state.looking;
+        if begins {
             state.looking = true;
             state.idle_looks = 0;
-            drop(state);
-            background::get().look_at_ring(mux);
         }
+        begins
     }
 
-    /// The background thread looks; whether to look again.
-    pub(crate) fn look(&self, mux: &Mux) -> bool {
+    /// The background thread looks; `arrived`: something is there to be received. Whether to look
+    /// again.
+    pub(crate) fn look(&self, arrivals: &P::Arrivals, arrived: impl FnOnce() -> bool) -> bool {
         let mut state = self.lock();
-        let epoll = mux.watch.epoll();
         let came = std::mem::take(&mut state.leader_came);
         if std::mem::take(&mut state.busy) {
             state.idle_looks = 0;
@@ -122,59 +144,81 @@ impl Ring {
         }
         let idle = state.idle_looks >= IDLE_LOOKS;
         // Twice: what has arrived just before this look is no sign of anything.
-        let hidden = !came && is_readable(epoll);
+        let hidden = !came && arrived();
         let stuck = hidden && state.hidden_before;
         state.hidden_before = hidden;
         if idle || stuck {
-            state.enable_all(epoll);
+            state.enable_all(arrivals);
         }
         state.looking = !idle;
         !idle
     }
 }
 
-impl State {
+impl<P: Polled> State<P> {
+    fn place(&self, index: usize) -> Option<usize> {
+        let mut members = self.members.iter();
+        members.position(|member| member.socket.index() == index)
+    }
+
+    fn is_idle(&self, index: usize) -> bool {
+        let place = self.place(index);
+        place.is_some_and(|place| self.members[place].socket.is_idle())
+    }
+
     /// The leader has work: another that is idle leads, the next in turn.
-    fn hand_on(&mut self, place: usize, epoll: &OwnedFd) {
+    fn hand_on(&mut self, place: usize, arrivals: &P::Arrivals) {
         let count = self.members.len();
         let next = (1..count).map(|i| (place + i) % count).find(|i| {
             let member = &self.members[*i];
-            member.answers && member.socket.poll.is_idle()
+            member.answers && member.socket.is_idle()
         });
-        self.lead(next.unwrap_or(place), epoll);
+        self.lead(next.unwrap_or(place), arrivals);
     }
 
     /// This one leads; the others that answer follow.
-    fn lead(&mut self, place: usize, epoll: &OwnedFd) {
+    fn lead(&mut self, place: usize, arrivals: &P::Arrivals) {
         // First the new one: an arrival in between is seen twice rather than not at all.
-        self.enable(place, true, epoll);
-        self.leader = Some(self.members[place].socket.index);
+        self.enable(place, true, arrivals);
+        self.leader = Some(self.members[place].socket.index());
         self.leader_came = true;
         for other in 0..self.members.len() {
             if other != place && self.members[other].answers {
-                self.enable(other, false, epoll);
+                self.enable(other, false, arrivals);
             }
         }
     }
 
-    fn enable_all(&mut self, epoll: &OwnedFd) {
+    fn enable_all(&mut self, arrivals: &P::Arrivals) {
         self.leader = None;
-        (0..self.members.len()).for_each(|place| self.enable(place, true, epoll));
+        (0..self.members.len()).for_each(|place| self.enable(place, true, arrivals));
     }
 
-    fn enable(&mut self, place: usize, enabled: bool, epoll: &OwnedFd) {
+    fn enable(&mut self, place: usize, enabled: bool, arrivals: &P::Arrivals) {
         let member = &mut self.members[place];
-        if member.enabled != enabled && member.socket.poll.enable(epoll, enabled) {
+        if member.enabled != enabled && member.socket.enable(arrivals, enabled) {
             member.enabled = enabled;
         }
     }
 }
 
-fn is_readable(epoll: &OwnedFd) -> bool {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let mut fds = [PollFd::new(epoll, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
+impl Polled for std::sync::Arc<SocketState> {
+    /// The multiplexor's epoll.
+    type Arrivals = OwnedFd;
+
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn is_idle(&self) -> bool {
+        self.poll.is_idle()
+    }
+
+    fn enable(&self, arrivals: &OwnedFd, enabled: bool) -> bool {
+        self.poll.enable(arrivals, enabled)
+    }
 }
+
+#[cfg(all(test, loom))]
+#[path = "ring_loom.rs"]
+mod loom_tests;

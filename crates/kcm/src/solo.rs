@@ -31,6 +31,7 @@ use crate::{
     socket::SocketState,
     spin::Spin,
     sync::{AtomicU8, Mutex, Ordering, lock, loom_fence},
+    sys,
     watch::Known,
 };
 
@@ -101,13 +102,14 @@ impl<T> Solo<T> {
 }
 
 impl Mux {
-    /// Whether a socket that is alone may retain what it has.
+    /// Whether a socket that is alone may retain what it has, to block with it on this thread.
     fn allows_solo(&self) -> bool {
         self.socket_count() == 1
             && self.psock_count() == 1
             && self.readiness.polled() == 0
             && !self.hub.is_kicked()
             && !self.memory.is_much_used()
+            && sys::nudge_ready()
     }
 
     /// After a message of a connection that was watched alone: retains the watch and the claim, if

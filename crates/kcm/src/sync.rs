@@ -25,6 +25,7 @@ pub(crate) use loom::{
 /// Locks, also after a panic of another thread: every critical section of this crate leaves its
 /// data whole at each step that could panic, so there is nothing to be poisoned.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    pause();
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -46,6 +47,42 @@ pub(crate) fn wait<'a, T>(
             condvar.wait(guard).unwrap_or_else(|e| e.into_inner()),
             false,
         ),
+    }
+}
+
+/// A place between two steps that others may come between. With `--cfg pauses` they do: now and then
+/// the thread yields there or sleeps, so that tests meet schedules that are rare otherwise.
+#[inline(always)]
+pub(crate) fn pause() {
+    #[cfg(all(pauses, not(loom)))]
+    pauses::pause();
+}
+
+#[cfg(all(pauses, not(loom)))]
+mod pauses {
+    use std::{cell::Cell, collections::hash_map::RandomState, hash::BuildHasher, thread, time};
+
+    thread_local! {
+        static RANDOM: Cell<u64> = Cell::new(RandomState::new().hash_one(0) | 1);
+    }
+
+    pub(super) fn pause() {
+        // (A thread that is ending goes on at once.)
+        let random = RANDOM.try_with(|random| {
+            // xorshift64
+            let mut x = random.get();
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            random.set(x);
+            x
+        });
+        match random.unwrap_or(u64::MAX) % 512 {
+            0..16 => thread::yield_now(),
+            16..20 => thread::sleep(time::Duration::from_micros(50)),
+            20 => thread::sleep(time::Duration::from_millis(1)),
+            _ => {}
+        }
     }
 }
 

@@ -102,6 +102,11 @@ pub(crate) fn check_attachable(fd: BorrowedFd<'_>) -> Result<u64, Error> {
     Ok(sockopt::socket_cookie(fd)?)
 }
 
+/// Whether this socket is TCP, of those that can be attached.
+pub(crate) fn is_tcp(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_domain(fd).is_ok_and(|domain| domain != AddressFamily::UNIX)
+}
+
 /// Whether a TCP socket without a peer had one: then a read says 0 or an error, not "not
 /// connected".
 fn had_peer(fd: BorrowedFd<'_>) -> bool {

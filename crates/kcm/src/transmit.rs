@@ -30,6 +30,7 @@ use crate::{
     event::EndReason,
     outgoing::{GATHER_BYTES, Outgoing, concat},
     psock::Psock,
+    sync::pause,
     transport::Carrier,
     write_queue::{Left, Wait, WriteQueue},
 };
@@ -223,14 +224,15 @@ impl Transmit {
 
     /// Does what a call of the queue has left to be done.
     #[inline]
-    fn see_to(&self, psock: &Arc<Psock>, left: Left) {
+    fn see_to(&self, psock: &Arc<Psock>, left: Left<Arc<Carrier>>) {
         if !matches!(left, Left::Plain) {
             self.see_to_rest(psock, left);
         }
     }
 
     #[cold]
-    fn see_to_rest(&self, psock: &Arc<Psock>, left: Left) {
+    fn see_to_rest(&self, psock: &Arc<Psock>, left: Left<Arc<Carrier>>) {
+        pause();
         if self.gone.load(Ordering::Relaxed) {
             self.count_late(psock);
         }
@@ -252,7 +254,8 @@ impl Transmit {
                 psock.mux.sendable();
                 background::get().watch_writable(psock);
             }
-            Left::Closed => {
+            Left::Closed(carrier) => {
+                background::see_off(carrier, psock.mux.linger);
                 end_linger(psock);
                 psock.mux.sendable();
             }

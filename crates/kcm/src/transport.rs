@@ -9,17 +9,22 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    panic::{self, AssertUnwindSafe},
     sync::Arc,
 };
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use crate::chunk::Buffer;
+use crate::{chunk::Buffer, sys};
 
 /// A byte stream that is not a plain socket: TLS, shared memory, a test's fault injector.
 ///
 /// All calls are non-blocking. One thread at a time receives and one thread at a time sends; the
-/// two may overlap.
+/// two may overlap. They are made by whatever thread sends or receives, or by the background thread.
+///
+/// A `recv` or `send` that panics, or claims another number of bytes than can be, has failed: its
+/// connection ends with `EIO`. The panic goes no further than its message on the standard error, for
+/// the caller may have nothing to do with this stream.
 pub trait Transport: Send + Sync + 'static {
     /// A descriptor that epoll can wait on, edge-triggered: readable when [`Transport::recv`] may
     /// have something new, writable when [`Transport::send`] may.
@@ -28,7 +33,7 @@ pub trait Transport: Send + Sync + 'static {
     /// Reads into the buffer: the number of bytes, 0 at the end of the stream, or `WouldBlock`.
     fn recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Writes from the buffers, in their order: the number of bytes taken, or `WouldBlock`.
+    /// Writes from the buffers, in their order: the number of bytes taken, not 0, or `WouldBlock`.
     fn send(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
 
     /// Says that nothing more will be sent, as `shutdown(SHUT_WR)`.
@@ -127,7 +132,9 @@ impl Carrier {
                 };
                 buffer.append(most, |room| Ok(rustix::net::recv(fd, room, flags)?.0.0))
             }
-            Self::Other(transport) => buffer.append_initialised(most, |room| transport.recv(room)),
+            Self::Other(transport) => {
+                buffer.append_initialised(most, |room| guarded(|| transport.recv(room)))
+            }
         }
     }
 
@@ -140,7 +147,7 @@ impl Carrier {
                 [one] => rustix::net::send(fd, one, flags)?,
                 _ => rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?,
             }),
-            Self::Other(transport) => transport.send(pieces),
+            Self::Other(transport) => send_guarded(&**transport, pieces),
         }
     }
 
@@ -158,7 +165,10 @@ impl Carrier {
             Self::Other(transport) => {
                 let mut copy = vec![0; len.min(64 << 10)];
                 let n = rustix::io::pread(file, &mut copy, range.start)?;
-                transport.send(&[IoSlice::new(&copy[..n])])
+                if n == 0 {
+                    return Ok(0);
+                }
+                send_guarded(&**transport, &[IoSlice::new(&copy[..n])])
             }
         }
     }
@@ -172,6 +182,29 @@ impl Carrier {
         }
     }
 
+    /// Whether some of what was sent to its end has not come to the peer's system yet, and still may.
+    /// Throws away what the peer sends: closed with that unread, the connection would be reset, and
+    /// what is under way lost; and a peer that waits for room to say more would never read.
+    pub(crate) fn is_under_way(&self) -> bool {
+        /// The end of the stream counts as one byte, and may be lost.
+        const END: usize = 1;
+        /// Reads in a row: more than a window holds, for a peer that writes as quickly.
+        const MOST_READS: usize = 256;
+        // What is written to a Unix stream has arrived.
+        let Self::Socket(fd) = self else { return false };
+        if !sys::is_tcp(fd.as_fd()) || sys::unacknowledged_bytes(fd.as_fd()) <= END {
+            return false;
+        }
+        let mut room = [0; 16 << 10];
+        for _ in 0..MOST_READS {
+            match rustix::net::recv(fd, &mut room[..], RecvFlags::DONTWAIT) {
+                Ok((_, n)) if n > 0 => {}
+                _ => break,
+            }
+        }
+        !self.was_reset()
+    }
+
     /// Nothing more will be sent.
     pub(crate) fn shutdown_write(&self) {
         // The peer may have gone before; there is nobody to tell then.
@@ -179,9 +212,29 @@ impl Carrier {
             Self::Socket(fd) => {
                 rustix::net::shutdown(fd, rustix::net::Shutdown::Write).map_err(Into::into)
             }
-            Self::Other(transport) => transport.shutdown_write(),
+            Self::Other(transport) => guarded(|| transport.shutdown_write()),
         };
     }
+}
+
+/// A call of a transport. Should it panic, no lock, claim or right to write must be left behind, nor
+/// the background thread end.
+fn guarded<R>(call: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    // In whatever state it is now: it is asked for nothing but what it can fail at again.
+    panic::catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(broken()))
+}
+
+fn send_guarded(transport: &dyn Transport, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    let whole: usize = pieces.iter().map(|piece| piece.len()).sum();
+    match guarded(|| transport.send(pieces)) {
+        // With nothing taken and no `WouldBlock`, it would be tried again for ever.
+        Ok(n) if n == 0 || n > whole => Err(broken()),
+        result => result,
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::from_raw_os_error(libc::EIO)
 }
 
 impl AsFd for Carrier {

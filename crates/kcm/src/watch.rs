@@ -32,7 +32,7 @@ use kcm_frame::Step;
 
 use crate::{
     connection::ConnectionId, error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill,
-    spin::Spin, steering::Ready, sys, transport::Carrier,
+    spin::Spin, steering::Ready, sync::pause, sys, transport::Carrier,
 };
 
 /// Events of one wait with one socket. Fewer cost more waits: with 1, the rate on 200 connections
@@ -110,6 +110,7 @@ impl Watch {
         let Some(carrier) = psock.carrier_for_epoll() else {
             return Ok(());
         };
+        pause();
         // PRI: a read stops short at an urgent byte.
         let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::PRI | EventFlags::ET;
         let data = epoll::EventData::new_u64(psock.id.0);

@@ -33,7 +33,7 @@ pub(crate) enum Wait {
 
 /// What a call has left to be seen to.
 #[must_use]
-pub(crate) enum Left {
+pub(crate) enum Left<S> {
     /// Nothing.
     Plain,
     /// Nothing by this call: a message is in the queue, and another thread will send it.
@@ -45,7 +45,7 @@ pub(crate) enum Left {
     /// The system takes no more: [`WriteQueue::writable`] is to be called when it does.
     Blocked,
     /// All is sent, and the stream is closed for writing.
-    Closed,
+    Closed(S),
     /// It was given up, but had ended before: who ended it sees to that.
     Over,
     /// The stream has failed, or was given up.
@@ -62,7 +62,7 @@ pub(crate) enum Left {
 /// to. That is nearly always, and is `None`: a result of this size, returned for each message, costs
 /// more than the way in and out (the processor cannot forward what is written in parts and read as a
 /// whole).
-pub(crate) type Outcome = Option<Box<(Result<()>, Left)>>;
+pub(crate) type Outcome<S> = Option<Box<(Result<()>, Left<S>)>>;
 
 pub(crate) struct WriteQueue<S> {
     pub(crate) right: WriteRight<S>,
@@ -169,7 +169,7 @@ impl<S: Outlet> WriteQueue<S> {
     /// Sends one message, straight from the caller's memory as far as the system takes it at once.
     /// `addressed`: it must go to this connection.
     #[inline]
-    pub(crate) fn send(&self, pieces: &[IoSlice<'_>], addressed: bool, wait: Wait) -> Outcome {
+    pub(crate) fn send(&self, pieces: &[IoSlice<'_>], addressed: bool, wait: Wait) -> Outcome<S> {
         let message = Message::new(pieces, addressed);
         match self.right.enter() {
             Some(writer) => self.send_at_once(writer, message),
@@ -178,7 +178,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     #[cold]
-    fn send_slow(&self, message: Message<'_>, wait: Wait) -> Outcome {
+    fn send_slow(&self, message: Message<'_>, wait: Wait) -> Outcome<S> {
         match self.lock_with_room(wait) {
             Ok(locked) => self.send_locked(locked, message),
             Err(e) => Some(Box::new((Err(e), Left::Plain))),
@@ -191,7 +191,7 @@ impl<S: Outlet> WriteQueue<S> {
         pieces: &[IoSlice<'_>],
         addressed: bool,
         wait: Wait,
-    ) -> (Result<()>, Left) {
+    ) -> (Result<()>, Left<S>) {
         let mut locked = match self.lock_with_room(wait) {
             Ok(locked) => locked,
             Err(e) => return (Err(e), Left::Plain),
@@ -210,7 +210,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// Sends what `hold` has taken.
-    pub(crate) fn flush(&self) -> Left {
+    pub(crate) fn flush(&self) -> Left<S> {
         let mut locked = self.right.lock();
         locked.holding = false;
         if locked.is_free() && !locked.messages.is_empty() {
@@ -240,7 +240,7 @@ impl<S: Outlet> WriteQueue<S> {
 
     /// Sends replies that were kept back: so many messages. Their callers have gone: should the
     /// connection have ended, its event has told them.
-    pub(crate) fn send_kept(&self, bytes: &[u8], messages: usize) -> Left {
+    pub(crate) fn send_kept(&self, bytes: &[u8], messages: usize) -> Left<S> {
         let pieces = [IoSlice::new(bytes)];
         let message = Message {
             count: messages,
@@ -264,7 +264,7 @@ impl<S: Outlet> WriteQueue<S> {
         &self,
         message: Outgoing,
         wait: Wait,
-    ) -> std::result::Result<Left, Box<(Error, Outgoing)>> {
+    ) -> std::result::Result<Left<S>, Box<(Error, Outgoing)>> {
         match self.lock_with_room(wait) {
             Ok(locked) => Ok(self.push_locked(locked, message)),
             Err(e) => Err(Box::new((e, message))),
@@ -272,7 +272,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// Takes over a message of a connection that died; gives it back when this one has ended too.
-    pub(crate) fn push_again(&self, message: Outgoing) -> std::result::Result<Left, Outgoing> {
+    pub(crate) fn push_again(&self, message: Outgoing) -> std::result::Result<Left<S>, Outgoing> {
         let locked = self.right.lock();
         if locked.ended.is_some() || locked.then != Then::Go {
             return Err(message);
@@ -280,7 +280,7 @@ impl<S: Outlet> WriteQueue<S> {
         Ok(self.push_locked(locked, message))
     }
 
-    fn push_locked<'a>(&'a self, mut locked: Locked<'a, S>, message: Outgoing) -> Left {
+    fn push_locked<'a>(&'a self, mut locked: Locked<'a, S>, message: Outgoing) -> Left<S> {
         let len = message.len();
         locked.messages.push_back(message);
         self.set_queued(&locked, self.queued_bytes() + len);
@@ -292,7 +292,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// The system may take more again.
-    pub(crate) fn writable(&self) -> Left {
+    pub(crate) fn writable(&self) -> Left<S> {
         let mut locked = self.right.lock();
         if std::mem::take(&mut locked.blocked) {
             return self.write(locked.begin_writing(), locked);
@@ -301,7 +301,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// Takes no new message, and closes the stream when all is sent.
-    pub(crate) fn close(&self) -> Left {
+    pub(crate) fn close(&self) -> Left<S> {
         let mut locked = self.right.lock();
         locked.then = Then::Close;
         self.open.store(false, Ordering::Relaxed);
@@ -315,7 +315,7 @@ impl<S: Outlet> WriteQueue<S> {
     /// Gives up what is still queued; a thread that writes at this moment does so when it is back,
     /// for it has the messages. A stream cut inside a message is reset, so that its peer does not
     /// take what came for all.
-    pub(crate) fn abort(&self, reason: EndReason) -> Left {
+    pub(crate) fn abort(&self, reason: EndReason) -> Left<S> {
         let mut locked = self.right.lock();
         if locked.is_writing() {
             locked.ended.get_or_insert(reason);
@@ -394,7 +394,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 }
 
-fn left_of(outcome: Outcome) -> Left {
+fn left_of<S>(outcome: Outcome<S>) -> Left<S> {
     outcome.map_or(Left::Plain, |outcome| outcome.1)
 }
 

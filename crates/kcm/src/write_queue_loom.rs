@@ -120,7 +120,7 @@ impl Blocked {
         }
     }
 
-    fn see(&self, left: &Left) {
+    fn see(&self, left: &Left<Wire>) {
         if matches!(left, Left::Blocked) {
             lock(&self.state).0 += 1;
             self.changed.notify_all();
@@ -146,7 +146,7 @@ impl Blocked {
             state.0 -= 1;
             drop(state);
             let left = queue.writable();
-            closed |= matches!(left, Left::Closed);
+            closed |= matches!(left, Left::Closed(_));
             self.see(&left);
         }
     }
@@ -158,7 +158,7 @@ fn queue(wire: &Wire) -> Shared {
     Arc::new(WriteQueue::new(wire.clone(), 1 << 20))
 }
 
-fn send(queue: &Shared, message: &[u8], addressed: bool) -> (Result<()>, Left) {
+fn send(queue: &Shared, message: &[u8], addressed: bool) -> (Result<()>, Left<Wire>) {
     let outcome = queue.send(&[IoSlice::new(message)], addressed, Wait::Forever);
     outcome.map_or((Ok(()), Left::Plain), |outcome| *outcome)
 }
@@ -255,12 +255,12 @@ fn loom_closing_sends_what_was_taken() {
             thread::spawn(move || {
                 let left = queue.close();
                 blocked.see(&left);
-                matches!(left, Left::Closed)
+                matches!(left, Left::Closed(_))
             })
         };
         let (result, left) = send(&queue, b"aaa", true);
         blocked.see(&left);
-        let mut closed = usize::from(matches!(left, Left::Closed));
+        let mut closed = usize::from(matches!(left, Left::Closed(_)));
         closed += usize::from(closer.join().unwrap());
         blocked.finish();
         closed += usize::from(background.join().unwrap());
@@ -385,9 +385,9 @@ fn loom_closing_waits_for_what_is_kept_back() {
         assert!(queue.keep_back());
         let replier = {
             let queue = queue.clone();
-            thread::spawn(move || matches!(queue.send_kept(b"aabb", 2), Left::Closed))
+            thread::spawn(move || matches!(queue.send_kept(b"aabb", 2), Left::Closed(_)))
         };
-        let closed = matches!(queue.close(), Left::Closed);
+        let closed = matches!(queue.close(), Left::Closed(_));
         assert_ne!(closed, replier.join().unwrap());
         assert_eq!(wire.bytes(), b"aabb");
         assert_eq!(wire.times_shut(), 1);
@@ -462,14 +462,14 @@ fn loom_nothing_is_under_way_when_all_is_sent() {
 }
 
 /// Whether it was taken, and what is to go elsewhere.
-fn outcome(queue: &Shared, (result, mut left): (Result<()>, Left)) -> (bool, Vec<Vec<u8>>) {
+fn outcome(queue: &Shared, (result, mut left): (Result<()>, Left<Wire>)) -> (bool, Vec<Vec<u8>>) {
     while matches!(left, Left::Blocked) {
         left = queue.writable();
     }
     (result.is_ok(), again(left))
 }
 
-fn again(left: Left) -> Vec<Vec<u8>> {
+fn again(left: Left<Wire>) -> Vec<Vec<u8>> {
     match left {
         Left::Ended { again, .. } => again.iter().map(|m| m.bytes().to_vec()).collect(),
         _ => Vec::new(),

@@ -45,7 +45,7 @@ use std::{
 use crate::{
     event::EndReason,
     outgoing::Outgoing,
-    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, lock, wait},
+    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, lock, pause, wait},
 };
 
 /// A thread has the right to write.
@@ -209,7 +209,10 @@ impl<S> Writer<'_, S> {
     pub(crate) fn with_stream<R>(&self, call: impl FnOnce(&S) -> io::Result<R>) -> io::Result<R> {
         // SAFETY: read, with the right to write.
         self.0.stream.with(|stream| match unsafe { &*stream } {
-            Some(stream) => call(stream),
+            Some(stream) => {
+                pause();
+                call(stream)
+            }
             None => Err(io::Error::from_raw_os_error(libc::EPIPE)),
         })
     }

@@ -29,7 +29,7 @@ impl<S: Outlet> WriteQueue<S> {
         &'a self,
         mut locked: Locked<'a, S>,
         message: Message<'_>,
-    ) -> Outcome {
+    ) -> Outcome<S> {
         if locked.is_free() && locked.messages.is_empty() {
             let writer = locked.begin_writing();
             drop(locked);
@@ -57,7 +57,7 @@ impl<S: Outlet> WriteQueue<S> {
         &'a self,
         writer: Writer<'a, S>,
         message: Message<'_>,
-    ) -> Outcome {
+    ) -> Outcome<S> {
         let result = writer.with_stream(|stream| stream.send(message.pieces));
         match result {
             Ok(n) if n == message.len => {
@@ -72,7 +72,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     #[cold]
-    fn look_before_leaving<'a>(&'a self, writer: Writer<'a, S>, kept: usize) -> Outcome {
+    fn look_before_leaving<'a>(&'a self, writer: Writer<'a, S>, kept: usize) -> Outcome<S> {
         let locked = self.right.lock();
         self.right.unkeep(kept);
         Some(Box::new((Ok(()), self.write(writer, locked))))
@@ -85,7 +85,7 @@ impl<S: Outlet> WriteQueue<S> {
         writer: Writer<'a, S>,
         message: &Message<'_>,
         result: io::Result<usize>,
-    ) -> (Result<()>, Left) {
+    ) -> (Result<()>, Left<S>) {
         let mut locked = self.right.lock();
         self.right.unkeep(message.kept);
         let n = match result {
@@ -122,7 +122,7 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// Sends until the queue is empty or the system takes no more, and leaves.
-    pub(crate) fn write<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left {
+    pub(crate) fn write<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left<S> {
         loop {
             if let Some(reason) = locked.ended {
                 // Given up while this thread wrote; or there is nobody to write to.
@@ -162,7 +162,7 @@ impl<S: Outlet> WriteQueue<S> {
         }
     }
 
-    fn all_sent<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left {
+    fn all_sent<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left<S> {
         let closes = locked.then == Then::Close && self.right.kept() == 0;
         let mut stream = None;
         if closes {
@@ -173,12 +173,12 @@ impl<S: Outlet> WriteQueue<S> {
         drop(locked);
         if let Some(stream) = stream {
             stream.shutdown();
-            return Left::Closed;
+            return Left::Closed(stream);
         }
         Left::Empty
     }
 
-    fn block<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left {
+    fn block<'a>(&'a self, writer: Writer<'a, S>, mut locked: Locked<'a, S>) -> Left<S> {
         locked.blocked = true;
         writer.stop(&locked);
         Left::Blocked
@@ -190,7 +190,7 @@ impl<S: Outlet> WriteQueue<S> {
         mut locked: Locked<'a, S>,
         reason: EndReason,
         given_up: bool,
-    ) -> Left {
+    ) -> Left<S> {
         locked.ended.get_or_insert(reason);
         self.open.store(false, Ordering::Relaxed);
         let stream = writer.take_stream(&locked);

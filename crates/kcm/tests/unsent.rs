@@ -4,15 +4,31 @@
 mod common;
 
 use std::{
-    io::{IoSlice, Read},
+    fs::File,
+    io::{IoSlice, Read, Write},
+    net::TcpStream,
+    os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
 
 use common::*;
-use kcm::{EndReason, Error, Multiplexor, MuxLimits, Socket};
+use kcm::{ConnectionId, EndReason, Error, Multiplexor, MuxLimits, Socket};
 
 const MIB: usize = 1 << 20;
+
+/// Attaches one end of a new TCP pair, of which the other takes little in while it does not read.
+/// Else the system may take all of 8 MiB: 4 for the end that sends, and what it has tuned itself to
+/// for the one that receives, up to 32.
+fn attached_tight(mux: &Multiplexor) -> (ConnectionId, TcpStream) {
+    let (id, peer) = attached(mux);
+    tighten(&peer);
+    (id, peer)
+}
+
+fn tighten(peer: &TcpStream) {
+    rustix::net::sockopt::set_socket_recv_buffer_size(peer, 64 << 10).expect("a small buffer");
+}
 
 /// A message of 8 MiB that a peer which does not read cannot take in.
 fn stuck(mux: &Multiplexor, number: u64) -> Socket {
@@ -33,7 +49,7 @@ fn with_linger(linger: Duration) -> Multiplexor {
 fn a_message_cut_by_a_reset_goes_out_whole_on_another_connection() {
     bounded(30, || {
         let mux = mux();
-        let (dying, mut peer) = attached(&mux);
+        let (dying, mut peer) = attached_tight(&mux);
         let receiver = receive_all(&mux);
         let _socket = stuck(&mux, 1);
         let (_, other) = attached(&mux);
@@ -58,7 +74,7 @@ fn a_message_cut_by_a_reset_goes_out_whole_on_another_connection() {
 fn a_message_that_lost_its_only_connection_waits_for_the_next() {
     bounded(30, || {
         let mux = mux();
-        let (_, peer) = attached(&mux);
+        let (_, peer) = attached_tight(&mux);
         let receiver = receive_all(&mux);
         let _socket = stuck(&mux, 1);
         reset(peer);
@@ -78,7 +94,7 @@ fn a_message_that_lost_its_only_connection_waits_for_the_next() {
 fn a_reply_never_moves_to_another_connection() {
     bounded(30, || {
         let mux = mux();
-        let (dying, mut peer) = attached(&mux);
+        let (dying, mut peer) = attached_tight(&mux);
         let mut socket = mux.socket().expect("a socket");
         write(&peer, &numbered(1, 1, 20));
         let request = soon(&mut socket);
@@ -156,7 +172,7 @@ fn without_a_connection() {
 fn what_a_nonblocking_send_could_not_finish_is_finished() {
     bounded(30, || {
         let mux = mux();
-        let (_, peer) = attached(&mux);
+        let (_, peer) = attached_tight(&mux);
         let _socket = stuck(&mux, 7);
         let reader = read_all(peer);
         // Nobody calls anything but this.
@@ -171,7 +187,7 @@ fn closing_drains_what_is_queued() {
     bounded(40, || {
         for way in 0..4 {
             let mux = with_linger(Duration::from_secs(10));
-            let (id, peer) = attached(&mux);
+            let (id, peer) = attached_tight(&mux);
             let socket = stuck(&mux, 3);
             let reader = thread::spawn(move || {
                 thread::sleep(A_WHILE);
@@ -189,12 +205,84 @@ fn closing_drains_what_is_queued() {
     });
 }
 
+/// A stream that is closed with bytes unread is reset, and the system throws away what it has not
+/// sent yet.
+#[test]
+fn closing_drains_what_is_queued_though_the_peer_said_more() {
+    bounded(60, || {
+        for way in 0..4 {
+            let mux = with_linger(Duration::from_secs(10));
+            let (stream, peer) = tcp_pair();
+            tighten(&peer);
+            let ours = stream.try_clone().expect("a duplicate");
+            let id = mux.attach(stream).expect("attached");
+            write(&peer, &numbered(1, 1, 100).repeat(100));
+            wait_arrived(&ours, 100 * 100);
+            drop(ours);
+            let socket = stuck(&mux, 3);
+            let reader = thread::spawn(move || {
+                thread::sleep(A_WHILE);
+                let writer = peer.try_clone().expect("a duplicate");
+                let reader = read_all(peer);
+                // It goes on, into a closing connection.
+                for _ in 0..20 {
+                    thread::sleep(Duration::from_millis(1));
+                    let _ = (&writer).write(&numbered(1, 1, 100));
+                }
+                reader.join().expect("read")
+            });
+            match way {
+                0 => drop((socket, mux)),
+                1 => drop((mux, socket)),
+                2 => mux.shutdown(),
+                _ => mux.connection(id).expect("it is there").close(),
+            }
+            assert_eq!(reader.join().expect("read"), [(1, 3)], "way {way}");
+        }
+    });
+}
+
+/// The connection is sound, but its message cannot be finished: the peer is not left waiting.
+#[test]
+fn a_file_cut_short_while_it_waits_ends_its_connection() {
+    bounded(30, || {
+        let mut limits = MuxLimits::default();
+        limits.send_buffer_bytes = 16 * MIB;
+        let builder = Multiplexor::builder(framing()).mux_limits(limits);
+        let mux = builder.build().expect("a mux");
+        let (id, mut peer) = attached_tight(&mux);
+        let receiver = receive_all(&mux);
+        let path = std::env::temp_dir().join(format!("kcm-cut-short-{}", std::process::id()));
+        let file = File::create_new(&path).expect("a file");
+        std::fs::remove_file(&path).expect("it has no name any more");
+        file.set_len(100).expect("100 bytes");
+        let socket = stuck(&mux, 1);
+        let header = 100_u32.to_be_bytes();
+        let sent = socket.send_file(Some(id), &header, file.as_fd(), 0..100);
+        sent.expect("taken");
+        file.set_len(50).expect("50 bytes");
+        let got = read_message(&mut peer).expect("the one before");
+        assert_eq!(number_of(&got), (1, 1));
+        let event = event_soon(&mux);
+        assert_eq!(
+            (event.connection, event.reason),
+            (id, EndReason::System(libc::EIO))
+        );
+        let mut rest = Vec::new();
+        peer.read_to_end(&mut rest).expect("its end");
+        assert_eq!(rest.len(), 54, "inside a message");
+        wait_until("it is gone", || mux.connections().is_empty());
+        mux.shutdown();
+        receiver.join().expect("received");
+    });
+}
+
 #[test]
 fn draining_ends_with_the_linger_time() {
     bounded(20, || {
         let linger = Duration::from_millis(300);
         let mux = with_linger(linger);
-        let (_, mut peer) = attached(&mux);
+        let (_, mut peer) = attached_tight(&mux);
         let socket = stuck(&mux, 3);
         let start = Instant::now();
         drop((socket, mux));
@@ -291,7 +379,7 @@ fn over_the_send_buffer_a_new_message_would_block() {
 fn unattach_with_unsent_bytes_keeps_the_stream_in_frame() {
     bounded(30, || {
         let mux = mux();
-        let (id, peer) = attached(&mux);
+        let (id, peer) = attached_tight(&mux);
         let _socket = stuck(&mux, 0);
         let reader = thread::spawn(move || {
             thread::sleep(A_WHILE);

@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     panic,
     sync::{PoisonError, RwLock, mpsc},
     thread::{self, JoinHandle},
@@ -293,6 +293,39 @@ pub(crate) fn wait_arrived(stream: impl AsFd, bytes: usize) {
         let there = rustix::io::ioctl_fionread(&stream).expect("FIONREAD");
         there >= bytes as u64
     });
+}
+
+/// Bytes that have come to this end of a TCP connection since it was made, read or not.
+pub(crate) fn tcp_received_bytes(stream: impl AsFd) -> u64 {
+    /// Of `struct tcp_info` in the kernel's `uapi/linux/tcp.h`: the state, and
+    /// `tcpi_bytes_received`, which counts the end of the stream as one.
+    const STATE: usize = 0;
+    const BYTES_RECEIVED: usize = 128;
+    const CLOSE_WAIT: u8 = 8;
+    let mut info = [0u8; 256];
+    let mut len = libc::socklen_t::try_from(info.len()).expect("short");
+    // SAFETY: an open descriptor, and room for as many bytes as it is told of.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    let bytes = *info[BYTES_RECEIVED..].first_chunk().expect("eight bytes");
+    u64::from_ne_bytes(bytes) - u64::from(info[STATE] == CLOSE_WAIT)
+}
+
+/// Bytes sent on this TCP connection that have not come to the other end for sure.
+pub(crate) fn tcp_unacknowledged_bytes(stream: impl AsFd) -> u64 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: an open descriptor, and room for the one number that this asks for.
+    let result = unsafe { libc::ioctl(stream.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    u64::try_from(bytes).expect("not negative")
 }
 
 /// The peer's stream is at its end: nothing more comes, by FIN or RST.

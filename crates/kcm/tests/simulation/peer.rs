@@ -3,14 +3,15 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use kcm::Stream;
+use rustix::net::AddressFamily;
 
 use crate::{
-    common::{reset, tcp_pair},
+    common::{reset, tcp_pair, tcp_unacknowledged_bytes, wait_until},
     random::Random,
     transport::Script,
     wire::{BODY_MIN, Wire},
@@ -279,19 +280,6 @@ impl Peer {
         }
     }
 
-    /// Whether TCP may still be bringing some of what was written.
-    pub(crate) fn is_under_way(&self) -> bool {
-        let line = self.line.read().expect("no panic");
-        let Some(Line::Tcp(stream)) = &*line else {
-            return false;
-        };
-        let mut unacknowledged: libc::c_int = 0;
-        // SAFETY: an open descriptor, and room for the one number that this asks for.
-        let result =
-            unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
-        result == 0 && unacknowledged > 0
-    }
-
     /// It has gone away, or its line has died under a send.
     pub(crate) fn is_dead(&self) -> bool {
         let gone = self
@@ -321,6 +309,19 @@ impl Peer {
         });
     }
 
+    /// Reads all that was sent to it on this stream, also what is still on its way.
+    pub(crate) fn read_to_the_last(&self, stream: &Stream) {
+        self.read();
+        if !is_tcp(stream) {
+            return;
+        }
+        wait_until("the peer's TCP has all", || {
+            let all_came = tcp_unacknowledged_bytes(stream) == 0;
+            self.read();
+            all_came || self.is_dead()
+        });
+    }
+
     /// Takes what is sent to it, now and later.
     pub(crate) fn take_all(&self) {
         match self.script() {
@@ -341,4 +342,10 @@ impl Peer {
                 .clone(),
         }
     }
+}
+
+/// Whether the stream is TCP; that of a script has the descriptor of a Unix stream.
+pub(crate) fn is_tcp(stream: &Stream) -> bool {
+    let domain = rustix::net::sockopt::socket_domain(stream);
+    domain.is_ok_and(|domain| domain != AddressFamily::UNIX)
 }

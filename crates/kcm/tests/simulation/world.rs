@@ -13,9 +13,9 @@ use std::{
 use kcm::{ConnectionId, Error, Limits, Multiplexor, MuxLimits, SocketType, Stream};
 
 use crate::{
-    common::SOON,
+    common::{SOON, tcp_received_bytes},
     model::{Model, State},
-    peer::{Lines, Peer, Plan},
+    peer::{Feed, Lines, Peer, Plan, is_tcp},
     random::Random,
     sent::Sent,
     wire::Wire,
@@ -260,12 +260,15 @@ impl World {
     ) {
         let mut model = self.model();
         let peer = model.peers[far].peer.clone();
-        // Nobody writes while it is looked how far the engine has read.
-        let feed = *peer.feed();
         let plan = &peer.plan;
-        let start = match peer.script() {
-            Some(script) => feed.early + script.read_bytes() - rest.len(),
-            None => unread_from(&stream, &peer, feed.written, rest),
+        let start = {
+            // Nobody writes while it is looked how far the engine has read.
+            let feed = peer.feed();
+            let read = match peer.script() {
+                Some(script) => feed.early + script.read_bytes(),
+                None => read_bytes(&stream, &feed),
+            };
+            read - rest.len()
         };
         assert!(
             plan.bytes[start..].starts_with(rest),
@@ -281,8 +284,8 @@ impl World {
         if random.once_in(5) {
             model.peers[far].left_at = Some(place);
             self.note_stranded(&model);
-            // With bytes unread, TCP takes back what the peer has not read either.
-            peer.read();
+            // With bytes unread, TCP takes back what has not come to the peer yet.
+            peer.read_to_the_last(&stream);
             drop(stream);
             return;
         }
@@ -354,29 +357,23 @@ impl World {
     }
 }
 
-/// Where the bytes given back with a socket began: before those that it still holds, but for what
-/// TCP has not brought yet.
-fn unread_from(stream: &Stream, peer: &Peer, written: usize, rest: &[u8]) -> usize {
-    let plan = &peer.plan;
-    let fits = |start: &usize| plan.bytes[*start..written].starts_with(rest);
-    let end = Instant::now() + Duration::from_millis(50);
-    loop {
-        let unread = rustix::io::ioctl_fionread(stream).expect("FIONREAD");
-        let read = written - usize::try_from(unread).expect("few bytes");
-        let start = read - rest.len();
-        let certain = !peer.is_under_way() && fits(&start) && plan.place_at(start).is_some();
-        if certain || Instant::now() > end {
-            // A full window holds some back for as long as nobody reads.
-            let starts = plan.ends.iter().rev().chain(&[0]).copied();
-            let mut fitting = starts.filter(|&at| at <= start).filter(fits);
-            return if certain {
-                start
-            } else {
-                fitting.next().unwrap_or(start)
-            };
+/// How many bytes of a socket's stream the engine has read: those that came but for those that are
+/// still there. (What the peer wrote says nothing of it: a part may be under way, or wait for room.)
+fn read_bytes(stream: &Stream, feed: &Feed) -> usize {
+    let unread = || rustix::io::ioctl_fionread(stream).expect("FIONREAD");
+    let read = if is_tcp(stream) {
+        loop {
+            let came = tcp_received_bytes(stream);
+            let unread = unread();
+            if came == tcp_received_bytes(stream) {
+                break came - unread;
+            }
         }
-        thread::sleep(Duration::from_millis(1));
-    }
+    } else {
+        // What is written to a Unix stream has arrived.
+        (feed.written - feed.early) as u64 - unread()
+    };
+    feed.early + usize::try_from(read).expect("few bytes")
 }
 
 fn message_limits(longest: usize) -> Limits {

@@ -1,0 +1,224 @@
+//! Streams of a program's own that break their contract, or do their work at the worst moment: such
+//! a connection ends with an event, and nobody else is disturbed.
+
+mod common;
+
+use std::{
+    io::{self, IoSlice, Read, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use common::*;
+use kcm::{EndReason, Error, Stream, Transport};
+
+type Sending = dyn Fn(&UnixStream, &[IoSlice<'_>]) -> io::Result<usize> + Send + Sync;
+type Receiving = dyn Fn(&UnixStream, &mut [u8]) -> io::Result<usize> + Send + Sync;
+
+/// A Unix stream whose calls a test puts others in place of.
+struct Own {
+    stream: UnixStream,
+    send: Box<Sending>,
+    recv: Box<Receiving>,
+    as_fd: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Own {
+    /// And its peer.
+    fn new() -> (Self, UnixStream) {
+        let (stream, peer) = UnixStream::pair().expect("a pair");
+        stream.set_nonblocking(true).expect("non-blocking");
+        peer.set_read_timeout(Some(SOON)).expect("a time limit");
+        let this = Self {
+            stream,
+            send: Box::new(|mut stream, buffers| stream.write_vectored(buffers)),
+            recv: Box::new(|mut stream, buffer| stream.read(buffer)),
+            as_fd: Box::new(|| {}),
+        };
+        (this, peer)
+    }
+}
+
+impl Transport for Own {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (self.as_fd)();
+        self.stream.as_fd()
+    }
+
+    fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (self.recv)(&self.stream, buffer)
+    }
+
+    fn send(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        (self.send)(&self.stream, buffers)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+}
+
+/// A send that panics, or says what cannot be, in the thread that sends.
+#[test]
+fn a_broken_send_ends_its_connection_alone() {
+    let breaks: [fn() -> io::Result<usize>; 3] = [
+        || panic!("a panic that this test is about"),
+        || Ok(0),
+        || Ok(usize::MAX),
+    ];
+    for broken in breaks {
+        bounded(20, move || {
+            let mux = mux();
+            let receiver = receive_all(&mux);
+            let (mut own, mut peer) = Own::new();
+            own.send = Box::new(move |_, _| broken());
+            let id = mux.attach(Stream::new(own)).expect("attached");
+            let socket = mux.socket().expect("a socket");
+            let error = socket.send_to(id, &numbered(1, 1, 30)).expect_err("failed");
+            let reason = EndReason::System(libc::EIO);
+            assert!(
+                matches!(error, Error::ConnectionEnded(why) if why == reason),
+                "{error}"
+            );
+            let event = event_soon(&mux);
+            assert_eq!((event.connection, event.reason), (id, reason));
+            wait_until("it is gone", || mux.connections().is_empty());
+            assert_ended(&mut peer);
+            // The next is as any other.
+            let (_, mut peer) = attached(&mux);
+            socket.send(&numbered(1, 2, 30)).expect("sent");
+            let got = read_message(&mut peer).expect("a message");
+            assert_eq!(number_of(&got), (1, 2));
+            mux.shutdown();
+            receiver.join().expect("received");
+        });
+    }
+}
+
+/// A panic in the background thread, which many multiplexors share; what had no address goes out on
+/// another connection.
+#[test]
+fn a_panic_in_the_background_disturbs_nobody() {
+    bounded(20, || {
+        let mux = mux();
+        let receiver = receive_all(&mux);
+        let (mut own, peer) = Own::new();
+        let calls = AtomicUsize::new(0);
+        own.send =
+            Box::new(
+                move |mut stream, buffers| match calls.fetch_add(1, Ordering::Relaxed) {
+                    0 => stream.write(&buffers[0][..7]),
+                    1 => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => panic!("a panic that this test is about"),
+                },
+            );
+        let id = mux.attach(Stream::new(own)).expect("attached");
+        let socket = mux.socket().expect("a socket");
+        socket.send(&numbered(1, 1, 30)).expect("taken");
+        let (_, mut other) = attached(&mux);
+        let event = event_soon(&mux);
+        assert_eq!(event.connection, id);
+        assert_eq!(event.reason, EndReason::System(libc::EIO));
+        let got = read_message(&mut other).expect("a message");
+        assert_eq!(number_of(&got), (1, 1));
+        drop(peer);
+        // The background thread goes on.
+        let long = numbered(1, 2, 8 << 20);
+        socket.set_nonblocking(true).expect("non-blocking");
+        socket.send(&long).expect("taken");
+        let got = read_message(&mut other).expect("a message");
+        assert_eq!(number_of(&got), (1, 2));
+        mux.shutdown();
+        receiver.join().expect("received");
+    });
+}
+
+/// A receive that panics after a whole message.
+#[test]
+fn a_panic_in_a_receive_ends_its_connection_alone() {
+    bounded(20, || {
+        let mux = mux();
+        let (mut own, peer) = Own::new();
+        let received = AtomicBool::new(false);
+        own.recv = Box::new(move |mut stream, buffer| {
+            assert!(!received.load(Ordering::Relaxed), "this test is about it");
+            let result = stream.read(buffer);
+            received.store(result.is_ok(), Ordering::Relaxed);
+            result
+        });
+        let id = mux.attach(Stream::new(own)).expect("attached");
+        let receiver = receive_all(&mux);
+        write(&peer, &numbered(1, 1, 30));
+        let event = event_soon(&mux);
+        assert_eq!(event.connection, id);
+        assert_eq!(event.reason, EndReason::System(libc::EIO));
+        let (_, other) = attached(&mux);
+        write(&other, &numbered(1, 2, 30));
+        wait_until("it came", || mux.stats().counters.rx_messages == 2);
+        mux.shutdown();
+        let all = receiver.join().expect("received");
+        assert_eq!(all, [numbered(1, 1, 30), numbered(1, 2, 30)]);
+    });
+}
+
+/// A thread that has found a half-closed connection in the list sends just when another finds it
+/// answered and takes it out; and the stream takes only a part at that moment.
+#[test]
+fn a_send_while_a_half_closed_connection_leaves_is_finished() {
+    bounded(20, || {
+        let mux = mux();
+        let (mut own, mut peer) = Own::new();
+        let at_its_end = Arc::new(AtomicBool::new(false));
+        let late: Arc<Mutex<Option<kcm::Message>>> = Arc::default();
+        own.recv = Box::new({
+            let at_its_end = at_its_end.clone();
+            move |mut stream, buffer| {
+                let result = stream.read(buffer);
+                at_its_end.store(matches!(result, Ok(0)), Ordering::Relaxed);
+                result
+            }
+        });
+        // What the engine asks for when it takes the descriptor out of its epoll.
+        own.as_fd = Box::new({
+            let late = late.clone();
+            move || {
+                if !at_its_end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let message = late.lock().expect("no panic").take();
+                if let Some(message) = message {
+                    message.reply(&numbered(2, 2, 3000)).expect("it is open");
+                }
+            }
+        });
+        own.send = Box::new({
+            let calls = AtomicUsize::new(0);
+            move |mut stream, buffers| match calls.fetch_add(1, Ordering::Relaxed) {
+                1 => stream.write(&buffers[0][..7]),
+                2 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => stream.write_vectored(buffers),
+            }
+        });
+        mux.attach(Stream::new(own)).expect("attached");
+        let mut socket = mux.socket().expect("a socket");
+        write(&peer, &numbered(1, 1, 30));
+        let message = soon(&mut socket);
+        message.reply(&numbered(1, 1, 30)).expect("sent");
+        *late.lock().expect("no panic") = Some(message);
+        peer.shutdown(Shutdown::Write).expect("half closed");
+        nothing(&mut socket);
+        assert!(late.lock().expect("no panic").is_none(), "it was used");
+        for expected in [(1, 1), (2, 2)] {
+            let got = read_message(&mut peer).expect("a whole message");
+            assert_eq!(number_of(&got), expected);
+        }
+        assert_ended(&mut peer);
+    });
+}
