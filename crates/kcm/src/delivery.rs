@@ -4,273 +4,31 @@
 //! of a connection cuts one message off the front for itself; what is left is
 //!
 //! - *leased* to it, when nobody else waits: it walks through the rest alone, without locks, until
-//!   another thread comes and revokes the lease (`lease.rs`);
+//!   another thread comes and revokes the lease (`walk.rs`);
 //! - put back to the ready list when somebody waits, and one thread is woken;
 //! - for a batch, granted up to the caller's share.
 //!
 //! A message whose key another socket has at work is set aside for that one (`steering.rs`).
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc, MutexGuard,
+    atomic::{AtomicU64, Ordering},
 };
 
-use kcm_frame::{Frame, Stateless, Step, Verdict};
+use kcm_frame::{Frame, Step};
 
 use crate::{
-    chunk::{Credit, Row},
     event::EndReason,
     gather,
     granted::Granted,
     message::Message,
     mux::Mux,
     psock::Psock,
-    receive::{Fill, Origin, Rx},
+    receive::{Fill, Rx},
     socket::SocketState,
     steering::{Label, Way},
+    walk::{Hand, Lent},
 };
-
-/// How long a lease goes on when there are other connections, which want their turn: about what a
-/// hand-written loop takes for a read of small messages. To end a turn costs a send for its replies.
-const TURN: Duration = Duration::from_micros(100);
-/// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
-/// nothing then; and few enough to leave to others what one thread is long busy with.
-const ROW: usize = 16;
-
-/// The lengths of a row's messages.
-pub(crate) type Lens = [u32; ROW];
-
-/// What a socket walks through alone.
-pub(crate) struct Hand {
-    credit: Credit<Origin>,
-    rule: Stateless,
-    start: usize,
-    max_message_bytes: u64,
-    /// References in the credit at the beginning, one for each message; and those at which to see
-    /// whether it is the turn of others.
-    credit_at_start: usize,
-    credit_at_stop: usize,
-    /// When the turn began, if there are others.
-    began: Option<Instant>,
-    /// It is over, though there may be more.
-    turn_is_over: bool,
-    leased: Leased,
-}
-
-/// What a walk goes through.
-#[derive(Clone)]
-pub(crate) struct Leased {
-    pub(crate) psock: Arc<Psock>,
-    /// The connection was ordered when the walk began: nobody else has its turn before the walk
-    /// ends, so that nobody revokes it to have that.
-    pub(crate) in_order: bool,
-}
-
-/// How a walk ends.
-pub(crate) enum HandEnd {
-    /// The socket has the connection's claim again.
-    Back(Arc<Psock>),
-    /// Another thread took the rest; messages up to where both met may still be this socket's.
-    Revoked {
-        messages: VecDeque<Message>,
-        /// The connection is ordered, and waits until the socket asks again.
-        ordered: Option<Arc<Psock>>,
-    },
-}
-
-impl Hand {
-    /// The next whole message, if it is there and still this socket's.
-    #[inline(always)]
-    pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
-            return None;
-        }
-        let len = self.whole_message(self.credit.rest())?;
-        let next = self.credit.position() + len;
-        if !state.lease.advance(next, self.credit.left() - 1) {
-            return None;
-        }
-        Some(Message::new(self.credit.take(len)))
-    }
-
-    /// The next whole messages, at most `most`, that are there and still this socket's: taken
-    /// together, so that a message costs little more than to find its end.
-    pub(crate) fn next_row(
-        &mut self,
-        state: &SocketState,
-        most: usize,
-        lens: &mut Lens,
-    ) -> Option<Row<Origin>> {
-        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
-            return None;
-        }
-        let most = most.min(self.credit.left() - self.credit_at_stop);
-        let (mut views, mut bytes) = (0, 0);
-        let mut rest = self.credit.rest();
-        for place in lens.iter_mut().take(most) {
-            let Some(len) = self.whole_message(rest) else {
-                break;
-            };
-            let Ok(short) = u32::try_from(len) else {
-                break;
-            };
-            *place = short;
-            bytes += len;
-            views += 1;
-            rest = &rest[len..];
-        }
-        let next = self.credit.position() + bytes;
-        if views == 0 || !state.lease.advance(next, self.credit.left() - views) {
-            return None;
-        }
-        Some(self.credit.take_row(bytes, views))
-    }
-
-    /// Whether it is still this connection's turn; asked after one message, two, four, ... of it, so
-    /// that quick ones are done without a look at the clock, and slow ones are few.
-    #[cold]
-    #[inline(never)]
-    fn may_go_on(&mut self) -> bool {
-        let left = self.credit.left();
-        let Some(began) = self.began.filter(|_| left > 0) else {
-            return false;
-        };
-        self.turn_is_over = began.elapsed() >= TURN;
-        if !self.turn_is_over {
-            self.credit_at_stop = left.saturating_sub(self.credit_at_start - left);
-        }
-        !self.turn_is_over
-    }
-
-    /// Whether it ended for the sake of other connections.
-    pub(crate) fn turn_is_over(&self) -> bool {
-        self.turn_is_over
-    }
-
-    pub(crate) fn leased(&self) -> &Leased {
-        &self.leased
-    }
-
-    /// Puts back what a batch did not take of a row of this walk, for this socket or another.
-    /// False: the lease was revoked meanwhile.
-    pub(crate) fn put_back(&mut self, state: &SocketState, row: Row<Origin>) -> bool {
-        self.credit.put_back(row);
-        (state.lease).advance(self.credit.position(), self.credit.left())
-    }
-
-    /// The length of the message at the front, if it is there as a whole and nothing but its length
-    /// is known of it: steering has no say in a walk.
-    #[inline(always)]
-    fn whole_message(&self, rest: &[u8]) -> Option<usize> {
-        whole_message(&self.rule, rest, self.max_message_bytes)
-    }
-
-    /// Ends the walk.
-    pub(crate) fn end(self, mux: &Mux, state: &SocketState) -> HandEnd {
-        let Self {
-            mut credit,
-            leased: Leased { psock, .. },
-            rule,
-            start,
-            max_message_bytes,
-            credit_at_start,
-            ..
-        } = self;
-        let position = credit.position();
-        let taken = (credit_at_start - credit.left()) as u64;
-        gather::end();
-        credit.end_walk();
-        // The lease and the position change together, under the lock of the receiving side. (Who
-        // revoked the lease may watch the connection by now, with the lock.)
-        let mut rx = psock.lock_rx();
-        match state.lease.end() {
-            Ok(_) => {
-                mux.leases.fetch_sub(1, Ordering::SeqCst);
-                // The references first: the buffer is used anew when nobody else has any.
-                drop(credit);
-                rx.set_position(position);
-                psock.count_received(state, taken, position - start);
-                drop(rx);
-                HandEnd::Back(psock)
-            }
-            // The revoker saw the messages at which both met as taken.
-            Err((leased, met_at)) => {
-                let mut messages = VecDeque::new();
-                while credit.position() < met_at {
-                    // They were found before; a function that says something else now changes nothing.
-                    let gap = met_at - credit.position();
-                    let len = whole_message(&rule, credit.rest(), max_message_bytes);
-                    let len = len.filter(|len| *len <= gap).unwrap_or(gap);
-                    messages.push_back(Message::new(credit.take(len)));
-                }
-                let taken = taken + messages.len() as u64;
-                psock.count_received(state, taken, met_at - start);
-                drop(rx);
-                HandEnd::Revoked {
-                    messages,
-                    ordered: leased.in_order.then_some(psock),
-                }
-            }
-        }
-    }
-}
-
-impl Psock {
-    /// Counts messages as received by a socket. The caller has the receiving side locked, and the
-    /// socket is its own, so that no read-modify-write is needed.
-    pub(crate) fn count_received(&self, state: &SocketState, messages: u64, bytes: usize) {
-        self.count_cut(messages, bytes);
-        state.counters.received(messages, bytes);
-    }
-
-    /// Counts messages that left the connection, for whichever socket. The caller has the receiving
-    /// side locked.
-    fn count_cut(&self, messages: u64, bytes: usize) {
-        let add = |counter: &AtomicU64, n: u64| {
-            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-        };
-        add(&self.counters.rx_messages, messages);
-        add(&self.counters.rx_bytes, bytes as u64);
-    }
-}
-
-#[inline(always)]
-fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Option<usize> {
-    let frame = match rule {
-        Stateless::Native(native) => native.parse(rest),
-        Stateless::Closure(function) => match function.parse(rest) {
-            // Neither is for a walk.
-            Verdict::Message(frame) if frame.len == 0 || Label::of(&frame) != Label::PLAIN => {
-                return None;
-            }
-            verdict => verdict,
-        },
-    };
-    let Verdict::Message(frame) = frame else {
-        return None;
-    };
-    if frame.len > max_message_bytes.min(rest.len() as u64) {
-        return None;
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "not above the slice's length"
-    )]
-    let len = frame.len as usize;
-    Some(len)
-}
-
-/// Whether the rest of a burst was leased.
-enum Lent {
-    Hand(Hand),
-    No,
-    /// It was, and another thread took it at once: the claim is no longer the caller's.
-    Revoked,
-}
 
 /// What a socket got from a connection.
 pub(crate) struct Taken {
@@ -470,70 +228,6 @@ impl Mux {
         None
     }
 
-    /// Leases the rest of a burst to the caller, if nobody else waits for a message, or nobody else
-    /// may have the next one (`in_order`: to ask again is what lets it go out).
-    fn lease(&self, psock: &Arc<Psock>, rx: &Rx, state: &SocketState, in_order: bool) -> Lent {
-        let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
-            return Lent::No;
-        };
-        let alone = self.psock_count() <= 1;
-        // A function may find another connection's messages more urgent.
-        if !alone && matches!(rule, Stateless::Closure(_)) {
-            return Lent::No;
-        }
-        let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
-        if holdoff > 0 && !in_order {
-            self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
-            return Lent::No;
-        }
-        let is_wanted = || !in_order && self.hub.waiting() > 0;
-        if is_wanted()
-            || self.memory.is_much_used()
-            || (self.readiness.polled() > 0 && self.socket_count() > 1)
-        {
-            return Lent::No;
-        }
-        // Less than one more message is not worth it.
-        let max_message_bytes = rx.assembler.limits().max_message_bytes as u64;
-        if whole_message(&rule, rx.bytes(), max_message_bytes).is_none() {
-            return Lent::No;
-        }
-        rx.note_label(Label::PLAIN);
-        let position = rx.position;
-        let mut credit = buffer.credit(position..buffer.len());
-        let credit_at_start = credit.left();
-        let leased = Leased {
-            psock: psock.clone(),
-            in_order,
-        };
-        (state.lease).begin(leased.clone(), position, credit_at_start);
-        // SYNC: sequentially consistent with `Hub::begin_waiting` and `Mux::add_psock`: a thread that
-        // begins to wait, or brings a connection, sees the lease, or is seen here.
-        self.leases.fetch_add(1, Ordering::SeqCst);
-        if is_wanted() || (alone && self.psock_count() > 1) {
-            match state.lease.end() {
-                Ok(_) => {
-                    self.leases.fetch_sub(1, Ordering::SeqCst);
-                    return Lent::No;
-                }
-                Err(_) => return Lent::Revoked,
-            }
-        }
-        credit.begin_walk();
-        let first = if alone { credit_at_start } else { 1 };
-        Lent::Hand(Hand {
-            credit,
-            rule,
-            start: position,
-            max_message_bytes,
-            credit_at_start,
-            credit_at_stop: credit_at_start.saturating_sub(first),
-            began: (!alone).then(Instant::now),
-            turn_is_over: false,
-            leased,
-        })
-    }
-
     /// Cuts up to `want` messages off the front for a batch, at most the caller's share of the
     /// bytes that are there, and none that is another's. Whether some have a key.
     fn grant(
@@ -601,5 +295,24 @@ impl Mux {
         }
         psock.end_partial();
         self.receiving_ended(psock, reason);
+    }
+}
+
+impl Psock {
+    /// Counts messages as received by a socket. The caller has the receiving side locked, and the
+    /// socket is its own, so that no read-modify-write is needed.
+    pub(crate) fn count_received(&self, state: &SocketState, messages: u64, bytes: usize) {
+        self.count_cut(messages, bytes);
+        state.counters.received(messages, bytes);
+    }
+
+    /// Counts messages that left the connection, for whichever socket. The caller has the receiving
+    /// side locked.
+    fn count_cut(&self, messages: u64, bytes: usize) {
+        let add = |counter: &AtomicU64, n: u64| {
+            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        };
+        add(&self.counters.rx_messages, messages);
+        add(&self.counters.rx_bytes, bytes as u64);
     }
 }

@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 
 use crate::{
     chunk::{Credit, Row},
-    delivery::Lens,
     message::Message,
-    receive::Origin,
+    origin::Origin,
+    walk::Lens,
 };
 
 #[derive(Default)]

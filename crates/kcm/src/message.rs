@@ -3,7 +3,7 @@
 use std::{fmt, io::IoSlice, ops::Deref, sync::Arc};
 
 use crate::{
-    chunk::Slice, connection::ConnectionId, error::Result, gather, psock::Psock, receive::Origin,
+    chunk::Slice, connection::ConnectionId, error::Result, gather, origin::Origin, psock::Psock,
     steering::Label, write_queue::Wait,
 };
 

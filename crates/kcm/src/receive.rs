@@ -13,22 +13,21 @@
 //! An idle connection holds no chunk at all, unless it is the only one.
 
 use std::{
-    cell::RefCell,
     collections::VecDeque,
     io,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
+mod room;
+
 use kcm_frame::{Assembler, Frame, Step};
+use room::{keep_spare, owned};
 
 use crate::{
     chunk::{Buffer, Slice},
     event::EndReason,
-    memory::{LEAST_BYTES, Room, Wanted},
     message::Message,
+    origin::Origin,
     psock::Psock,
     steering::Label,
     transport::Carrier,
@@ -41,90 +40,6 @@ pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 const SETTLE_BYTES: usize = CHUNK_BYTES / 8;
 /// Room worth a read: with less, what is left moves to a new chunk.
 const ROOM_BYTES: usize = CHUNK_BYTES / 8;
-
-thread_local! {
-    /// One chunk that this thread reads into next.
-    static SPARE: RefCell<Option<Buffer<Origin>>> = const { RefCell::new(None) };
-}
-
-/// Whose bytes a chunk holds; given back to the multiplexor's memory with the chunk.
-pub(crate) struct Origin {
-    pub(crate) psock: Arc<Psock>,
-    /// What of the multiplexor's memory it takes: the bytes that are filled. (The system gives
-    /// memory for the others when they are.)
-    charged_bytes: AtomicUsize,
-    /// Where in the connection's stream the chunk begins; changed only while nobody has a view of it.
-    stream_position: AtomicU64,
-    /// What the parser said of the messages in it: a label holds from its place to the next one's.
-    /// Here and not in the message, which is copied more often than it is asked. None for natives.
-    /// (In a box: the head of a block stays in one cache line.)
-    labels: OnceLock<Box<Mutex<Labels>>>,
-}
-
-/// By place in the block, ascending.
-type Labels = Vec<(usize, Label)>;
-
-impl Origin {
-    fn new(psock: &Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
-        Self {
-            psock: psock.clone(),
-            charged_bytes: AtomicUsize::new(charged_bytes),
-            stream_position: AtomicU64::new(stream_position),
-            labels: OnceLock::new(),
-        }
-    }
-
-    /// Messages from this place in the block on have this label, until another is noted.
-    pub(crate) fn note_label(&self, place: usize, label: Label) {
-        if label == Label::PLAIN && self.labels.get().is_none() {
-            return;
-        }
-        let labels = self.labels.get_or_init(Box::default);
-        let mut labels = labels.lock().unwrap_or_else(|e| e.into_inner());
-        let last = labels.last().map_or(Label::PLAIN, |last| last.1);
-        if last != label {
-            labels.push((place, label));
-        }
-    }
-
-    /// The label of the message that has this place in the block.
-    pub(crate) fn label_at(&self, place: usize) -> Label {
-        let Some(labels) = self.labels.get() else {
-            return Label::PLAIN;
-        };
-        let labels = labels.lock().unwrap_or_else(|e| e.into_inner());
-        let after = labels.partition_point(|(from, _)| *from <= place);
-        let last = after.checked_sub(1).map(|at| labels[at].1);
-        last.unwrap_or(Label::PLAIN)
-    }
-
-    fn forget_labels(&self) {
-        if let Some(labels) = self.labels.get() {
-            labels.lock().unwrap_or_else(|e| e.into_inner()).clear();
-        }
-    }
-
-    pub(crate) fn stream_position(&self) -> u64 {
-        self.stream_position.load(Ordering::Relaxed)
-    }
-
-    /// So many bytes are filled now.
-    fn recharge(&self, filled_bytes: usize) {
-        let before = self.charged_bytes.swap(filled_bytes, Ordering::Relaxed);
-        let memory = &self.psock.mux.memory;
-        if filled_bytes > before {
-            memory.charge(filled_bytes - before);
-        } else if before > filled_bytes {
-            memory.release(before - filled_bytes);
-        }
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        self.psock.mux.memory.release(*self.charged_bytes.get_mut());
-    }
-}
 
 /// What became of a read.
 pub(crate) enum Fill {
@@ -433,196 +348,5 @@ impl Rx {
         self.position = 0;
         psock.edge.store(true, Ordering::Relaxed);
         Fill::Some
-    }
-
-    /// For how long a message there is to be room if it takes `need` bytes at least and nobody knows
-    /// more. A message in fragments tells its length last and may have any number of them: its
-    /// memory is doubled when it is full, since moved for each fragment it would cost the square of
-    /// their number, and filled, since a read for each fragment is as slow.
-    fn unknown_length(&self, need: usize) -> usize {
-        if need <= CHUNK_BYTES {
-            return need;
-        }
-        let own = self.buffer.as_ref();
-        match own.map_or(0, |own| own.capacity() - self.position) {
-            room if room >= need => room,
-            _ => {
-                let most = self.assembler.limits().max_message_bytes;
-                need.saturating_mul(2).min(most).max(need)
-            }
-        }
-    }
-
-    /// A buffer that begins with what is left and has room for `whole` bytes in all; whether it
-    /// is a thread's spare one. `None`: the connection is held back.
-    fn room_for(&mut self, psock: &Arc<Psock>, whole: usize) -> Option<(Buffer<Origin>, bool)> {
-        let long = whole > CHUNK_BYTES;
-        let moves = self.can_compact(whole.max(CHUNK_BYTES));
-        let own = self.buffer.as_ref();
-        if moves || own.is_some_and(|own| own.room_len() >= self.room_worth(whole)) {
-            // (A long message has reserved its memory.)
-            let reserved = own.is_some_and(|own| own.capacity() > CHUNK_BYTES);
-            if !reserved && !self.may_read(psock, whole, false) {
-                return None;
-            }
-            if moves {
-                self.compact();
-            }
-            return self.buffer.take().map(|buffer| (buffer, false));
-        }
-        if !self.may_read(psock, whole, long) {
-            return None;
-        }
-        let mut new = if long {
-            let mut new = Buffer::with_capacity(whole);
-            let at = self.stream_position + self.position as u64;
-            new.set_owner(Some(Origin::new(psock, whole, at)));
-            new
-        } else {
-            match self.usual_capacity(psock, whole) {
-                Some(capacity) => Buffer::with_capacity(capacity),
-                None => take_spare(),
-            }
-        };
-        new.extend(self.bytes());
-        if let Some(old) = self.buffer.take() {
-            keep_spare(old);
-        }
-        self.rebase();
-        Some((new, !long))
-    }
-
-    /// Memory for a usual read of this connection, if these are small.
-    fn usual_capacity(&self, psock: &Psock, whole: usize) -> Option<usize> {
-        /// A read that fills its room has to be followed by another.
-        const SPARE_BYTES: usize = 64;
-        let capacity = (whole.max(self.bytes().len() + self.usual_bytes)) + SPARE_BYTES;
-        (self.usual_bytes > 0 && capacity <= SETTLE_BYTES && psock.mux.psock_count() != 1)
-            .then_some(capacity)
-    }
-
-    /// Room in the buffer that is worth a read.
-    fn room_worth(&self, whole: usize) -> usize {
-        let missing = whole.saturating_sub(self.bytes().len());
-        if whole > CHUNK_BYTES {
-            missing
-        } else {
-            missing.max(ROOM_BYTES)
-        }
-    }
-
-    /// Whether what is left can be moved to the front of its buffer, which holds so much then.
-    fn can_compact(&self, capacity: usize) -> bool {
-        let own = self.buffer.as_ref();
-        self.position > 0 && own.is_some_and(|own| own.capacity() >= capacity && own.is_unique())
-    }
-
-    fn compact(&mut self) {
-        if let Some(buffer) = &mut self.buffer {
-            buffer.keep_from(self.position);
-            self.stream_position += self.position as u64;
-            self.position = 0;
-            if let Some(origin) = buffer.owner() {
-                let at = self.stream_position;
-                origin.stream_position.store(at, Ordering::Relaxed);
-                origin.forget_labels();
-            }
-        }
-    }
-
-    /// Whether more may be read of a message of `whole` bytes at least; if not, the connection is
-    /// held back. `take`: its memory is taken with this.
-    fn may_read(&mut self, psock: &Arc<Psock>, whole: usize, take: bool) -> bool {
-        let memory = &psock.mux.memory;
-        loop {
-            if take && memory.reserve(whole) || !take && memory.room_bytes().is_some() {
-                return true;
-            }
-            if self.pass {
-                if take {
-                    memory.charge(whole);
-                }
-                return true;
-            }
-            let wanted = Wanted {
-                bytes: if take { whole } else { LEAST_BYTES },
-                message_bytes: whole,
-                begun_bytes: self.begun_bytes(),
-            };
-            match memory.hold_back(wanted, psock) {
-                Room::Yes => {}
-                Room::Pass => self.pass = true,
-                Room::No => return false,
-            }
-        }
-    }
-
-    /// Memory in use for the unfinished message at the front alone. What was received and dropped
-    /// since the last read takes none any more.
-    fn begun_bytes(&mut self) -> usize {
-        if self.can_compact(0) {
-            self.compact();
-        }
-        let Some(own) = self.buffer.as_ref().filter(|own| own.is_unique()) else {
-            return 0;
-        };
-        let Some(origin) = own.owner() else { return 0 };
-        if own.capacity() <= CHUNK_BYTES {
-            origin.recharge(own.len());
-        }
-        origin.charged_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Keeps what was read, in the memory that suits its length.
-    fn put_back(&mut self, psock: &Arc<Psock>, mut buffer: Buffer<Origin>, fresh: bool) {
-        let len = buffer.len() - self.position;
-        if len == 0 && fresh {
-            self.rebase();
-            keep_spare(buffer);
-        } else if fresh
-            && len <= SETTLE_BYTES
-            && buffer.capacity() == CHUNK_BYTES
-            && psock.mux.psock_count() != 1
-        {
-            let mut small = owned(psock, len, self.stream_position + self.position as u64);
-            small.extend(&buffer.filled()[self.position..]);
-            self.rebase();
-            self.buffer = Some(small);
-            keep_spare(buffer);
-        } else {
-            if fresh {
-                let filled = buffer.len();
-                psock.mux.memory.charge(filled);
-                buffer.set_owner(Some(Origin::new(psock, filled, self.stream_position)));
-            } else if let (Some(origin), false) = (buffer.owner(), buffer.capacity() > CHUNK_BYTES)
-            {
-                // (A long message has reserved its memory.)
-                origin.recharge(buffer.len());
-            }
-            self.buffer = Some(buffer);
-        }
-    }
-}
-
-/// Memory of just this size for bytes of this connection from this place on.
-fn owned(psock: &Arc<Psock>, len: usize, stream_position: u64) -> Buffer<Origin> {
-    psock.mux.memory.charge(len);
-    let mut buffer = Buffer::with_capacity(len);
-    buffer.set_owner(Some(Origin::new(psock, len, stream_position)));
-    buffer
-}
-
-fn take_spare() -> Buffer<Origin> {
-    SPARE
-        .with_borrow_mut(Option::take)
-        .unwrap_or_else(|| Buffer::with_capacity(CHUNK_BYTES))
-}
-
-/// Keeps a chunk for the thread's next read, unless somebody still looks at its messages.
-fn keep_spare(mut buffer: Buffer<Origin>) {
-    if buffer.capacity() == CHUNK_BYTES && buffer.is_unique() {
-        buffer.clear();
-        // What a thread that is ending cannot keep is freed.
-        let _ = SPARE.try_with(|spare| spare.borrow_mut().replace(buffer));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use crate::{delivery::Leased, mux::Mux, psock::Psock, receive::Rx, socket::SocketState};
+use crate::{mux::Mux, psock::Psock, receive::Rx, socket::SocketState, walk::Leased};
 
 impl Mux {
     /// Takes what another socket has leased and not come to yet. The caller has the connection's

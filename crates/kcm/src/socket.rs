@@ -11,16 +11,16 @@ use std::{
 };
 
 mod batch;
+mod next;
 
 pub use batch::Batch;
 
 use crate::{
     connection::ConnectionId,
-    delivery::{Hand, HandEnd, Leased, Lens},
     error::{Error, Result},
     gather,
     granted::Granted,
-    hub::{Parker, SharedParker, Turn},
+    hub::{Parker, SharedParker},
     lease::Lease,
     message::Message,
     mux::Mux,
@@ -28,7 +28,7 @@ use crate::{
     readiness::Poll,
     send::OpenMessage,
     spin::Spin,
-    steering::Ready,
+    walk::{Hand, Leased, Lens},
     watch::Known,
 };
 
@@ -126,9 +126,6 @@ impl SocketState {
             || self.read_timeout_ns.load(Ordering::Relaxed) != 0
     }
 }
-
-/// Messages taken from the ready list before the other connections are looked at again.
-const TAKES_BETWEEN_LOOKS: u32 = 64;
 
 impl Socket {
     pub(crate) fn new(mux: Arc<Mux>) -> Result<Self> {
@@ -323,331 +320,6 @@ impl Socket {
     pub(crate) fn write_deadline(&self) -> Option<Instant> {
         deadline(&self.state.write_timeout_ns)
     }
-
-    /// Everything but the next message of a burst in hand.
-    #[cold]
-    #[inline(never)]
-    fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
-        if self.solo {
-            if let Some(known) = &self.known
-                && !self.state.has_settings()
-                && self.partial.is_none()
-                && let Some(message) = self.mux.receive_solo(known, &self.state, &mut self.spin)
-            {
-                return Ok(message);
-            }
-            self.solo = false;
-            self.mux.break_solo();
-        }
-        if let Some((message, from)) = self.partial.take() {
-            self.after_recv(true);
-            return Ok(message.share_from(from));
-        }
-        if let Some(message) = self.granted.next() {
-            self.after_recv(true);
-            return Ok(message);
-        }
-        // Replies to the last batch: a hand that ends has sent its own.
-        let mut back = None;
-        if self.hand.is_none() {
-            gather::end();
-        } else {
-            back = self.end_hand();
-            if let Some(message) = self.granted.next() {
-                return Ok(message);
-            }
-        }
-        self.finish_ordered();
-        if self.keyed {
-            if self.state.is_receive_disabled() {
-                self.finish_keys();
-            } else if let Some(message) = self.next_by_key(want) {
-                if let Some(psock) = back {
-                    psock.release(true);
-                }
-                self.after_recv(true);
-                return Ok(message);
-            }
-        }
-        let result = self.wait(back, want);
-        self.after_recv(result.is_ok());
-        result
-    }
-
-    /// Finds a message: in the connection whose claim this socket has, among what is ready, in
-    /// another socket's lease, or by waiting.
-    fn wait(&mut self, back: Option<Arc<Psock>>, want: usize) -> Result<Message, NoMessage> {
-        if let Some(psock) = back {
-            self.look_around();
-            // The others have their turn first.
-            if self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
-                psock.release(true);
-            } else if let Some(message) = self.take(psock, want) {
-                return Ok(message);
-            }
-        }
-        let nonblocking = self.is_nonblocking();
-        let deadline = deadline(&self.state.read_timeout_ns);
-        if self.state.is_receive_disabled() {
-            return self.wait_disabled(nonblocking, deadline);
-        }
-        let mut looked = false;
-        loop {
-            if self.mux.steering.has_for(&self.state)
-                && let Some(message) = self.next_by_key(want)
-            {
-                return Ok(message);
-            }
-            self.takes += 1;
-            self.look_around();
-            if let Some(ready) = self.mux.hub.pop(Ready::prefetch) {
-                if let Some(message) = self.take_ready(ready, want) {
-                    return Ok(message);
-                }
-                continue;
-            }
-            match self.turn(nonblocking, &mut looked, deadline) {
-                Got::Ready(ready) => {
-                    if let Some(message) = self.take_ready(ready, want) {
-                        return Ok(message);
-                    }
-                }
-                Got::Psock(psock) => {
-                    if let Some(message) = self.take(psock, want) {
-                        return Ok(message);
-                    }
-                }
-                Got::Nothing => {
-                    if nonblocking && self.mux.hub.ready() == 0 {
-                        return Err(NoMessage::WouldBlock);
-                    }
-                }
-                Got::TimedOut => return Err(NoMessage::WouldBlock),
-                Got::Closed => return Err(NoMessage::Closed),
-            }
-        }
-    }
-
-    /// Looks for events of other connections, once in a while.
-    fn look_around(&mut self) {
-        if self.takes >= TAKES_BETWEEN_LOOKS {
-            self.takes = 0;
-            if self.mux.psock_count() > 1 {
-                self.mux.harvest_for_all();
-            }
-        }
-    }
-
-    /// Waits, counted as waiting, for something to work on.
-    fn turn(&mut self, nonblocking: bool, looked: &mut bool, deadline: Option<Instant>) -> Got {
-        let Self {
-            mux,
-            state,
-            spin,
-            left_watch_at,
-            known,
-            ..
-        } = self;
-        if let Some(left_at) = left_watch_at.take() {
-            mux.watch.note_absence(left_at);
-        }
-        let _waiting = mux.hub.begin_waiting();
-        mux.break_solo();
-        state.waiting.store(true, Ordering::Relaxed);
-        let got = match mux.revoke_a_lease() {
-            Some(psock) => Got::Psock(psock),
-            None => {
-                let turn = if nonblocking {
-                    mux.hub.try_turn()
-                } else {
-                    mux.hub.turn(&state.parker, deadline)
-                };
-                match turn {
-                    Turn::Item(ready) => Got::Ready(ready),
-                    Turn::Called => Got::Nothing,
-                    Turn::Watch => {
-                        let psock = if nonblocking {
-                            mux.glance(looked)
-                        } else {
-                            mux.watch(spin, left_watch_at, known, deadline)
-                        };
-                        psock.map_or(Got::Nothing, Got::Psock)
-                    }
-                    Turn::TimedOut if nonblocking => {
-                        mux.glance_beside().map_or(Got::TimedOut, Got::Psock)
-                    }
-                    Turn::TimedOut => Got::TimedOut,
-                    Turn::Closed => Got::Closed,
-                }
-            }
-        };
-        state.waiting.store(false, Ordering::Relaxed);
-        match got {
-            Got::Nothing if deadline.is_some_and(|at| at <= Instant::now()) => Got::TimedOut,
-            got => got,
-        }
-    }
-
-    /// A disabled socket is given nothing, however long it waits.
-    fn wait_disabled(
-        &mut self,
-        nonblocking: bool,
-        deadline: Option<Instant>,
-    ) -> Result<Message, NoMessage> {
-        /// Between two looks whether it is enabled again: nobody waits for this in a hurry.
-        const LOOK: Duration = Duration::from_millis(5);
-        loop {
-            if self.mux.is_closed() {
-                return Err(NoMessage::Closed);
-            }
-            if !self.state.is_receive_disabled() {
-                return self.wait(None, 1);
-            }
-            if nonblocking || deadline.is_some_and(|at| at <= Instant::now()) {
-                return Err(NoMessage::WouldBlock);
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
-        let generation = self.mux.generation();
-        let taken = self
-            .mux
-            .take(&psock, &self.state, want, &mut self.granted)?;
-        if self.mux.psock_count() == 1 {
-            let plain = taken.hand.is_none() && taken.ordered.is_none() && !taken.keyed;
-            if plain && self.mux.socket_count() == 1 {
-                self.solo = self.mux.establish_solo(&psock);
-            }
-            self.known = Some(Known { psock, generation });
-        }
-        self.hand = taken.hand;
-        self.ordered = taken.ordered;
-        self.keyed |= taken.keyed;
-        Some(taken.message)
-    }
-
-    fn take_ready(&mut self, ready: Ready, want: usize) -> Option<Message> {
-        match ready {
-            Ready::Connection(psock) => {
-                psock.claim.claim();
-                self.take(psock, want)
-            }
-            Ready::Key(key, _) => self.take_by_key(want, |socket, most, out| {
-                socket.mux.take_key(key, &socket.state, most, out);
-            }),
-        }
-    }
-
-    /// What was set aside for this socket, which is done with the keys that it had.
-    fn next_by_key(&mut self, want: usize) -> Option<Message> {
-        self.keyed = false;
-        self.take_by_key(want, |socket, most, out| {
-            socket.mux.ask_by_key(&socket.state, most, out);
-        })
-    }
-
-    fn take_by_key(
-        &mut self,
-        want: usize,
-        take: impl FnOnce(&Self, usize, &mut dyn FnMut(Message)),
-    ) -> Option<Message> {
-        let mut first = None;
-        let mut granted = std::mem::take(&mut self.granted);
-        take(self, want, &mut |message| {
-            self.state.counters.received(1, message.len());
-            if first.is_none() {
-                first = Some(message);
-            } else {
-                granted.push(message);
-            }
-        });
-        self.granted = granted;
-        self.keyed |= first.is_some();
-        first
-    }
-
-    /// Ends the walk through a burst: the connection, if this socket has its claim again. Messages that
-    /// are this socket's though somebody else took the rest are granted to it.
-    fn end_hand(&mut self) -> Option<Arc<Psock>> {
-        let hand = self.hand.take()?;
-        if hand.turn_is_over() {
-            self.takes = TAKES_BETWEEN_LOOKS;
-        }
-        match hand.end(&self.mux, &self.state) {
-            HandEnd::Back(psock) => Some(psock),
-            HandEnd::Revoked { messages, ordered } => {
-                (messages.into_iter()).for_each(|message| self.granted.push(message));
-                self.ordered = ordered;
-                None
-            }
-        }
-    }
-
-    /// Messages that this socket was given are for whoever asks next.
-    fn give_back(&mut self, messages: impl IntoIterator<Item = Message>) {
-        for message in messages {
-            self.state.counters.returned(message.len());
-            message.psock().clone().give_back(message, &self.state);
-        }
-    }
-
-    /// The ordered connection that this socket was working on may go on.
-    fn finish_ordered(&mut self) {
-        if let Some(psock) = self.ordered.take() {
-            psock.release_order();
-        }
-    }
-
-    /// The keys that this socket was working on are anybody's.
-    fn finish_keys(&mut self) {
-        if std::mem::take(&mut self.keyed) {
-            self.mux.finish_keys(&self.state);
-        }
-    }
-
-    /// Keeps the descriptor true to what is there.
-    fn after_recv(&self, found: bool) {
-        if self.state.poll.is_polled() {
-            self.state
-                .poll
-                .after_recv(&self.mux, &self.state, found, self.has_messages());
-        }
-    }
-
-    fn has_messages(&self) -> bool {
-        self.hand.is_some() || !self.granted.is_empty() || self.partial.is_some()
-    }
-}
-
-/// Why a receive has no message. Small, and not [`Error`] itself: the two ways through
-/// [`Socket::recv`] would then meet in memory, where a message that was just written in parts is
-/// read as a whole, for which the processor waits (8 ns a message). As wide as a pointer, so that the
-/// compiler does not make bytes of the pointer that stands in its place in a message.
-#[repr(usize)]
-enum NoMessage {
-    WouldBlock,
-    Closed,
-}
-
-impl From<NoMessage> for Error {
-    #[cold]
-    fn from(reason: NoMessage) -> Self {
-        match reason {
-            NoMessage::WouldBlock => Self::WouldBlock,
-            NoMessage::Closed => Self::Closed,
-        }
-    }
-}
-
-enum Got {
-    Ready(Ready),
-    /// With its claim.
-    Psock(Arc<Psock>),
-    Nothing,
-    TimedOut,
-    Closed,
 }
 
 /// Polls readable (`EPOLLIN`) when a message can be taken, in an event loop of the caller's: level-

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::Socket;
-use crate::{chunk::Row, error::Result, message::Message, receive::Origin};
+use crate::{chunk::Row, error::Result, message::Message, origin::Origin};
 
 impl Socket {
     /// Up to `max` messages at once: waits for the first, and takes others that are there,
