@@ -33,6 +33,8 @@ const HOLD: Duration = Duration::from_micros(100);
 const SLOW: Duration = Duration::from_micros(5);
 /// Replies kept back go out at this many bytes.
 const MOST_BYTES: usize = 32 << 10;
+/// Room for them; a reply that finds none goes out alone.
+const ROOM_BYTES: usize = MOST_BYTES + (4 << 10);
 
 /// The replies that one thread keeps back.
 pub(crate) struct Gathered {
@@ -46,7 +48,9 @@ pub(crate) struct Gathered {
 #[derive(Default)]
 struct Replies {
     psock: Option<Arc<Psock>>,
+    /// [`ROOM_BYTES`] of them, once there was a reply.
     bytes: Vec<u8>,
+    len_bytes: usize,
     messages: usize,
 }
 
@@ -113,7 +117,7 @@ pub(crate) fn flush_before(psock: &Arc<Psock>) {
 }
 
 /// Takes a reply, to send it with the next ones. False: it is to be sent now.
-#[inline]
+#[inline(always)]
 pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
     PACE.with(|pace| {
         if pace.psock.get() != Arc::as_ptr(psock) {
@@ -131,10 +135,7 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
             // SAFETY: `GATHERED` is this thread's, and `add` does nothing but copy.
             let bytes = unsafe { gathered.replies.own(add) };
             if bytes.is_some() && !pace.held.replace(true) {
-                gathered.busy.store(true, Ordering::Relaxed);
-                if !gathered.ticking.load(Ordering::Relaxed) {
-                    background::get().tick(gathered);
-                }
+                gathered.begin_busy();
             }
             bytes
         });
@@ -160,6 +161,8 @@ pub(crate) fn sent_alone(psock: &Arc<Psock>) {
 }
 
 /// Sends what this thread has kept back.
+#[cold]
+#[inline(never)]
 fn flush(pace: &Pace) {
     pace.restart();
     let _ = GATHERED.try_with(|gathered| {
@@ -172,12 +175,24 @@ fn flush(pace: &Pace) {
 }
 
 impl Gathered {
+    #[cold]
+    #[inline(never)]
     fn new() -> Arc<Self> {
         Arc::new(Self {
             replies: Biased::new(Replies::default()),
             busy: AtomicBool::new(false),
             ticking: AtomicBool::new(false),
         })
+    }
+
+    /// There are replies again.
+    #[cold]
+    #[inline(never)]
+    fn begin_busy(self: &Arc<Self>) {
+        self.busy.store(true, Ordering::Relaxed);
+        if !self.ticking.load(Ordering::Relaxed) {
+            background::get().tick(self);
+        }
     }
 
     /// Whether the background thread looks after it from now on, and did not before.
@@ -210,28 +225,59 @@ impl Drop for Gathered {
 }
 
 impl Replies {
-    /// The bytes there are; `None` when the connection takes no more.
-    #[inline]
+    /// The bytes there are; `None` when there is no room, or the connection takes no more.
+    #[inline(always)]
     fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<usize> {
-        if self.psock.is_none() {
-            if !psock.tx.keep_back() {
-                return None;
-            }
-            self.psock = Some(psock.clone());
+        if self.psock.is_none() && !self.begin(psock) {
+            return None;
         }
+        let mut room = &mut self.bytes[self.len_bytes..];
         for piece in pieces {
-            self.bytes.extend_from_slice(piece);
+            let place;
+            (place, room) = room.split_at_mut_checked(piece.len())?;
+            copy_short(place, piece);
         }
+        self.len_bytes = ROOM_BYTES - room.len();
         self.messages += 1;
-        Some(self.bytes.len())
+        Some(self.len_bytes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn begin(&mut self, psock: &Arc<Psock>) -> bool {
+        let open = psock.tx.keep_back();
+        if open {
+            self.psock = Some(psock.clone());
+            self.bytes.resize(ROOM_BYTES, 0);
+        }
+        open
     }
 
     fn send(&mut self) {
         if let Some(psock) = self.psock.take() {
-            psock.tx.send_kept(&psock, &self.bytes, self.messages);
-            self.bytes.clear();
+            let bytes = &self.bytes[..self.len_bytes];
+            psock.tx.send_kept(&psock, bytes, self.messages);
+            self.len_bytes = 0;
             self.messages = 0;
         }
+    }
+}
+
+/// Copies a reply, most often a short one: a call for 12 bytes costs as much as all the rest of
+/// keeping them. The two parts may overlap. Both slices are of one length.
+#[inline(always)]
+fn copy_short(to: &mut [u8], from: &[u8]) {
+    fn in_parts<const N: usize>(to: &mut [u8], from: &[u8]) -> Option<()> {
+        if from.len() > 2 * N {
+            return None;
+        }
+        *to.first_chunk_mut::<N>()? = *from.first_chunk()?;
+        *to.last_chunk_mut::<N>()? = *from.last_chunk()?;
+        Some(())
+    }
+    let short = in_parts::<8>(to, from).or_else(|| in_parts::<16>(to, from));
+    if short.is_none() {
+        to.copy_from_slice(from);
     }
 }
 
@@ -252,6 +298,7 @@ impl Pace {
     }
 
     #[cold]
+    #[inline(never)]
     fn look(&self, replies: u32) -> bool {
         let now = Instant::now();
         let Some(since) = self.since.get() else {

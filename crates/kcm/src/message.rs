@@ -70,6 +70,12 @@ impl Message {
         if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
             return Ok(());
         }
+        self.reply_now(message, wait)
+    }
+
+    #[inline(never)]
+    fn reply_now(&self, message: &[IoSlice<'_>], wait: Wait) -> Result<()> {
+        let psock = self.psock();
         let result = psock.tx.send(psock, message, true, false, wait);
         gather::sent_alone(psock);
         result
