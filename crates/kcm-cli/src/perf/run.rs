@@ -18,7 +18,7 @@ use super::{
     affinity::{self, Pins},
     cputime,
     failure::Failure,
-    stats::{CpuTime, Histogram, Sample},
+    stats::{CpuTime, Sample},
 };
 
 /// After so long without a message something has gone for good.
@@ -272,13 +272,6 @@ impl Run {
         }
         Ok(Reading { at, messages, cpu })
     }
-}
-
-/// What a client thread brings home.
-pub(super) struct ClientEnd {
-    pub(super) latency: Histogram,
-    /// Kept open until the server has stopped; what still comes then was sent twice.
-    pub(super) streams: Vec<std::net::TcpStream>,
 }
 
 struct Reading {
