@@ -123,7 +123,7 @@ fn measure_row(
         for turn in 0..contenders.len() {
             let index = (turn + round as usize) % contenders.len();
             let contender = contenders[index];
-            let label = format!("{} over {}", row.label(), name_of(contender));
+            let label = format!("{} over {}", row.label(), contender.name());
             progress.show(&format!("{label} {}/{rounds}", round + 1));
             let trial = Trial::new(row, contender, pins, draw);
             samples[index].push(trial.measure().map_err(|e| e.within(&label))?);
@@ -157,14 +157,6 @@ fn measure_row(
         result.ideal_to_tcp = Some(Ratios::new(&ideal, tcp));
     }
     Ok(result)
-}
-
-fn name_of(contender: Contender) -> &'static str {
-    match contender {
-        Contender::Tcp => "raw TCP",
-        Contender::Kcm => "KCM",
-        Contender::Kernel => "the kernel's KCM",
-    }
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {

@@ -27,6 +27,17 @@ pub(super) enum Contender {
     Kernel,
 }
 
+impl Contender {
+    /// For progress and errors.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "raw TCP",
+            Self::Kcm => "KCM",
+            Self::Kernel => "the kernel's KCM",
+        }
+    }
+}
+
 /// What a server has to be good at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Load {
