@@ -7,7 +7,10 @@ use std::{
     path::Path,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 
 use super::failure::Failure;
 
@@ -38,6 +41,9 @@ impl Input {
         };
         let metadata = file.metadata();
         let metadata = metadata.map_err(Failure::system(format!("look at {name}")))?;
+        if metadata.is_dir() {
+            return Err(Failure::system(format!("read {name}"))(Errno::ISDIR.into()));
+        }
         let len = metadata.is_file().then_some(metadata.len());
         Ok(Self { file, name, len })
     }
@@ -74,7 +80,7 @@ impl Input {
     fn wait(&self) -> Result<(), Failure> {
         let mut fds = [PollFd::new(&self.file, PollFlags::IN)];
         match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(e) => Err(Failure::system(format!("wait for {}", self.name))(e.into())),
         }
     }

@@ -5,8 +5,13 @@
 //! than the differences that matter, so only ratios within a round are worth anything. Messages
 //! are checked on the way by the same code for all (`verify`), serving code is the same for all
 //! (`service`), and the window that is measured is opened and closed from outside (`run`).
+//!
+//! `plan` makes rows of the options. For each a contender's `server` and a `scenario`'s client run
+//! against each other; `raw`, `engine` and `kernel` are what the contenders are made of. `stats`
+//! makes figures of the samples, `report` and `json` tell them.
 
 mod affinity;
+mod connections;
 mod cputime;
 mod draw;
 mod engine;
@@ -21,12 +26,8 @@ mod plan;
 mod raw;
 mod report;
 mod run;
-mod scenario_many;
-mod scenario_pipeline;
-mod scenario_pipeline_rr;
-mod scenario_rr;
-mod scenario_work;
-mod serve;
+mod scenario;
+mod server;
 mod service;
 mod stats;
 mod verify;
@@ -42,8 +43,8 @@ use self::{
     json::{Document, RowResult, ToIdeal, ToKernel},
     machine::Machine,
     plan::{Plan, Row},
-    run::Run,
-    serve::Contender,
+    scenario::Trial,
+    server::Contender,
     stats::{Figures, Ratios, Sample},
 };
 use crate::{
@@ -122,10 +123,10 @@ fn measure_row(
         for turn in 0..contenders.len() {
             let index = (turn + round as usize) % contenders.len();
             let contender = contenders[index];
-            let label = format!("{} over {}", row.label(), name_of(contender));
+            let label = format!("{} over {}", row.label(), contender.name());
             progress.show(&format!("{label} {}/{rounds}", round + 1));
-            let sample = measure(row, contender, pins, draw).map_err(|e| e.within(&label))?;
-            samples[index].push(sample);
+            let trial = Trial::new(row, contender, pins, draw);
+            samples[index].push(trial.measure().map_err(|e| e.within(&label))?);
             progress.advance((row.timing.warm_up + row.timing.duration).as_nanos());
         }
         if row.scenario == ScenarioName::Work {
@@ -156,33 +157,6 @@ fn measure_row(
         result.ideal_to_tcp = Some(Ratios::new(&ideal, tcp));
     }
     Ok(result)
-}
-
-/// One contender in one round.
-fn measure(row: &Row, contender: Contender, pins: Pins, draw: Draw) -> Result<Sample, Failure> {
-    // Four workers on one processor would wait for that, not for messages.
-    let pins = match row.scenario {
-        ScenarioName::Work => Pins::NONE,
-        _ => pins,
-    };
-    let run = Run::new(row.sockets, pins);
-    let timing = row.timing;
-    match row.scenario {
-        ScenarioName::Rr => scenario_rr::run(row, contender, &run, timing),
-        ScenarioName::RrMany => scenario_many::run_echo(row, contender, &run, timing),
-        ScenarioName::Drop => scenario_many::run_drop(row, contender, &run, timing),
-        ScenarioName::Work => scenario_work::run(row, contender, &run, timing, draw),
-        ScenarioName::Pipeline => scenario_pipeline::run(row, contender, &run, timing),
-        ScenarioName::PipelineRr => scenario_pipeline_rr::run(row, contender, &run, timing),
-    }
-}
-
-fn name_of(contender: Contender) -> &'static str {
-    match contender {
-        Contender::Tcp => "raw TCP",
-        Contender::Kcm => "KCM",
-        Contender::Kernel => "the kernel's KCM",
-    }
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {

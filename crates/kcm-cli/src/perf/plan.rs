@@ -9,11 +9,11 @@ use clap::ValueEnum as _;
 use kcm::Framing;
 
 use super::{
+    connections::Place,
     draw,
     failure::Failure,
     header,
     run::Timing,
-    serve::Place,
     verify::{NUMBER_BYTES, Template},
 };
 use crate::cli::{PerfOptions, ScenarioName};

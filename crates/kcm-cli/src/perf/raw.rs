@@ -7,7 +7,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::TcpStream,
+    net::{Shutdown, TcpStream},
     os::fd::AsFd,
 };
 
@@ -238,6 +238,36 @@ pub(super) fn send_all(mut stream: &TcpStream, bytes: &[u8]) -> Result<(), Failu
     stream.write_all(bytes).map_err(Failure::system("send"))
 }
 
+/// Waits for bytes of a reply; gives their number.
+#[inline]
+pub(super) fn recv_some(mut stream: &TcpStream, room: &mut [u8]) -> Result<usize, Failure> {
+    loop {
+        match stream.read(room) {
+            Ok(0) => return Err(no_reply()),
+            Ok(count) => return Ok(count),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Failure::system("recv")(e)),
+        }
+    }
+}
+
+/// The same, if there are any now.
+#[inline]
+pub(super) fn recv_now(stream: &TcpStream, room: &mut [u8]) -> Result<Option<usize>, Failure> {
+    match recv(stream, room, RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => Err(no_reply()),
+        Ok((_, count)) => Ok(Some(count)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(errno) => Err(Failure::errno("recv")(errno)),
+    }
+}
+
+/// The client has sent all: the server sees the end of the connection.
+pub(super) fn end(stream: &TcpStream) {
+    // One that is gone already has been told otherwise.
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
 const HUNG_UP: epoll::EventFlags = epoll::EventFlags::RDHUP
     .union(epoll::EventFlags::HUP)
     .union(epoll::EventFlags::ERR);
@@ -245,6 +275,11 @@ const HUNG_UP: epoll::EventFlags = epoll::EventFlags::RDHUP
 #[cold]
 fn too_long() -> Mismatch {
     Mismatch::new(format!("longer than {MAX_MESSAGE_BYTES} bytes"))
+}
+
+#[cold]
+fn no_reply() -> Failure {
+    Failure::Verification("no reply but the end".to_owned())
 }
 
 #[cold]

@@ -18,7 +18,7 @@ use super::{
     affinity::{self, Pins},
     cputime,
     failure::Failure,
-    stats::{CpuTime, Histogram, Sample},
+    stats::{CpuTime, Sample},
 };
 
 /// After so long without a message something has gone for good.
@@ -188,19 +188,13 @@ impl Run {
 
     /// Waits for a thread's end, and says so when it does not come.
     pub(super) fn join<T>(&self, task: Task<T>) -> Result<T, Failure> {
-        let mut progress = (self.messages(), Instant::now());
-        while !task.0.is_finished() {
-            self.sleep(Duration::from_micros(500))?;
-            let messages = self.messages();
-            if messages != progress.0 {
-                progress = (messages, Instant::now());
-            } else if progress.1.elapsed() >= STALL_LIMIT {
-                return Err(Failure::Stalled(format!(
+        self.wait_until(|_| task.0.is_finished())?
+            .map_err(|messages| {
+                Failure::Stalled(format!(
                     "a thread did not end within {STALL_LIMIT:?} after the last of {messages} \
                      messages: a message or a wake-up was lost"
-                )));
-            }
-        }
+                ))
+            })?;
         match task.0.join() {
             Ok(Some(value)) => Ok(value),
             Ok(None) | Err(_) => Err(self.take_failure()),
@@ -209,20 +203,30 @@ impl Run {
 
     /// Waits until this many messages have been counted in all.
     pub(super) fn wait_for(&self, messages: u64) -> Result<(), Failure> {
-        let mut progress = (self.messages(), Instant::now());
-        while progress.0 < messages {
-            self.sleep(Duration::from_micros(500))?;
+        self.wait_until(|now| now >= messages)?.map_err(|now| {
+            Failure::Verification(format!(
+                "{} of {messages} messages lost: no more came within {STALL_LIMIT:?}",
+                messages - now
+            ))
+        })
+    }
+
+    /// Waits until this holds with the messages counted so far; gives their number when no more have
+    /// come for too long. Fails at once when a thread does.
+    fn wait_until(&self, holds: impl Fn(u64) -> bool) -> Result<Result<(), u64>, Failure> {
+        let (mut messages, mut since) = (self.messages(), Instant::now());
+        loop {
             let now = self.messages();
-            if now != progress.0 {
-                progress = (now, Instant::now());
-            } else if progress.1.elapsed() >= STALL_LIMIT {
-                return Err(Failure::Verification(format!(
-                    "{} of {messages} messages lost: no more came within {STALL_LIMIT:?}",
-                    messages - now
-                )));
+            if holds(now) {
+                return Ok(Ok(()));
             }
+            if now != messages {
+                (messages, since) = (now, Instant::now());
+            } else if since.elapsed() >= STALL_LIMIT {
+                return Ok(Err(messages));
+            }
+            self.sleep(Duration::from_micros(500))?;
         }
-        Ok(())
     }
 
     /// Notes why the run has failed, unless that is known already, and wakes the main thread.
@@ -272,13 +276,6 @@ impl Run {
         }
         Ok(Reading { at, messages, cpu })
     }
-}
-
-/// What a client thread brings home.
-pub(super) struct ClientEnd {
-    pub(super) latency: Histogram,
-    /// Kept open until the server has stopped; what still comes then was sent twice.
-    pub(super) streams: Vec<std::net::TcpStream>,
 }
 
 struct Reading {

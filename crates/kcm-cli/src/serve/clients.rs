@@ -8,6 +8,8 @@
 //!
 //! With `--ordered`, a connection of which a message is in hand is not received from either.
 
+mod relief;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
@@ -16,6 +18,7 @@ use std::{
 
 use kcm::{Connection, ConnectionId, EndReason, Error, Multiplexor, Socket, Stream};
 
+use self::relief::Relief;
 use super::{
     log::{Line, Log},
     worker::{Bytes, Job},
@@ -88,8 +91,12 @@ pub(super) struct Clients {
     next_tick: Instant,
     /// Bytes of replies that clients have not read; never less than there are.
     held_bytes: usize,
+    /// `--memory`.
     max_held_bytes: usize,
+    /// The longest message.
+    message_bytes: usize,
     deadline: Duration,
+    relief: Relief,
 }
 
 /// A client that has not read all of its replies.
@@ -108,6 +115,7 @@ impl Clients {
         log: Arc<Log>,
         ordered: bool,
         max_held_bytes: usize,
+        message_bytes: usize,
         deadline: Duration,
     ) -> Self {
         Self {
@@ -119,7 +127,9 @@ impl Clients {
             next_tick: Instant::now(),
             held_bytes: 0,
             max_held_bytes,
+            message_bytes,
             deadline,
+            relief: Relief::default(),
         }
     }
 
@@ -272,11 +282,14 @@ impl Clients {
 
     /// Receives from this connection, or does not.
     fn set_receiving(&self, id: ConnectionId) {
-        let disabled = self.in_hand.as_ref().is_some_and(|ids| ids.contains(&id))
-            || (self.slow.get(&id)).is_some_and(|slow| !slow.parked.is_empty());
         if let Ok(connection) = self.mux.connection(id) {
-            connection.set_receive_disabled(disabled);
+            connection.set_receive_disabled(self.is_disabled(id));
         }
+    }
+
+    fn is_disabled(&self, id: ConnectionId) -> bool {
+        self.in_hand.as_ref().is_some_and(|ids| ids.contains(&id))
+            || (self.slow.get(&id)).is_some_and(|slow| !slow.parked.is_empty())
     }
 }
 

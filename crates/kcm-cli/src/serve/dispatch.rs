@@ -69,6 +69,8 @@ pub(super) struct Dispatcher {
     unattached: Option<(Stream, String)>,
     /// The multiplexor's socket is in the epoll.
     receiving: bool,
+    /// Something has come from a client in this turn.
+    told: bool,
     workers: Vec<Worker>,
     /// Messages that come before new ones: their workers did not read them, or died (`--retry`).
     again: VecDeque<Job>,
@@ -111,6 +113,7 @@ impl Dispatcher {
             full_until: None,
             unattached: None,
             receiving: false,
+            told: false,
             workers,
             again: VecDeque::new(),
             buffer: vec![0; buffer_bytes],
@@ -160,8 +163,8 @@ impl Dispatcher {
             SOCKET => self.look_at_socket(number),
             PROCESS => self.bury(number),
             _ if data == SIGNAL => self.signal(),
-            // Messages: the turn ends with giving them to whoever is idle.
-            _ => {}
+            // The turn ends with giving them to whoever is idle.
+            _ => self.told = true,
         }
     }
 
@@ -169,6 +172,7 @@ impl Dispatcher {
     fn next_time(&self, now: Instant) -> Option<Instant> {
         let mut next = self.clients.next_tick();
         let mut consider = |at: Option<Instant>| next = [next, at].into_iter().flatten().min();
+        consider(self.clients.next_look());
         consider(self.full_until);
         consider(self.drain.as_ref().map(|_| now + TICK));
         let can_move = self.can_move_offers() && self.idle_worker(None).is_some();
@@ -194,6 +198,7 @@ impl Dispatcher {
 
     fn timers(&mut self, now: Instant) {
         self.clients.tick(&self.socket, now);
+        self.clients.relieve(now, self.receiving);
         if self.full_until.is_some_and(|at| at <= now) && self.accept_again().is_err() {
             // Where the system has no room for it now, it has next time.
             self.stop_accepting();
@@ -229,6 +234,7 @@ impl Dispatcher {
 
     /// Gives messages to workers while there are both.
     fn give(&mut self) -> Result<(), Errno> {
+        let mut given = 0;
         let idle = loop {
             let Some(number) = self.idle_worker(None) else {
                 break false;
@@ -237,7 +243,11 @@ impl Dispatcher {
                 break true;
             };
             self.give_to(number, job);
+            given += 1;
         };
+        if std::mem::take(&mut self.told) && idle && given == 0 {
+            self.clients.nothing_whole_came();
+        }
         // Who is busy is not to be told of messages.
         let receive = idle && self.drain.is_none();
         if receive != self.receiving {

@@ -93,6 +93,7 @@ pub(crate) fn run(options: ServeOptions) -> Result<bool, Failure> {
         log.clone(),
         options.ordered,
         options.memory,
+        limits.message_bytes,
         options.deadline,
     );
     let ends = {

@@ -77,7 +77,9 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "N", default_value_t = kcm::DEFAULT_MAX_CONNECTIONS)]
     pub(crate) max_connections: usize,
 
-    /// Memory for messages received, and as much again for replies that clients have not read
+    /// Memory for messages received, and as much again for replies that clients have not read. Where
+    /// others wait for it, clients that do not finish a message or do not read are closed before the
+    /// --deadline
     #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "256M")]
     pub(crate) memory: usize,
 

@@ -44,6 +44,104 @@ fn half_a_message_has_its_deadline() {
 }
 
 #[test]
+fn one_that_trickles_has_the_same_deadline() {
+    with_python(|| {
+        let options = ["--deadline", "0.5", "--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let mut trickling = server.client();
+        trickling.0.write_all(b"\0\0\x10\0").expect("sent");
+        let begin = Instant::now();
+        while trickling.0.write_all(b"x").is_ok() {
+            assert!(begin.elapsed() < SOON, "it is still let");
+            thread::sleep(Duration::from_millis(20));
+        }
+        server.line("within the deadline");
+    });
+}
+
+#[test]
+fn ones_that_stop_inside_of_long_messages_hold_up_nobody() {
+    with_python(|| {
+        // Together they would fill the memory more than twice, for a minute each time.
+        let options = ["--memory", "8M", "--workers", "1", "--deadline", "60"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let mut good = server.client();
+        assert_eq!(good.ask("before"), "before");
+        let before = server.memory();
+        let begun = [&190_000_u32.to_be_bytes()[..], &[b'x'; 180_000]].concat();
+        let mut stuck: Vec<_> = (0..100).map(|_| server.client()).collect();
+        for client in &mut stuck {
+            client.0.set_nonblocking(true).expect("non-blocking");
+            // As much as the system takes.
+            let _ = client.0.write(&begun);
+        }
+        let begin = Instant::now();
+        let mut most = 0;
+        while server
+            .lines("its message is not whole, and others wait")
+            .is_empty()
+        {
+            assert!(begin.elapsed() < SOON, "none is closed");
+            assert_eq!(good.ask("meanwhile"), "meanwhile");
+            most = most.max(server.memory());
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(server.client().ask("a new one"), "a new one");
+        assert_eq!(good.ask("after"), "after");
+        assert!(begin.elapsed() < SOON, "held up for {:?}", begin.elapsed());
+        let more = most.saturating_sub(before);
+        assert!(more < 32 << 20, "{more} bytes more");
+    });
+}
+
+#[test]
+fn slow_ones_that_hold_up_nobody_have_their_time() {
+    with_python(|| {
+        // Memory is short for one more message of that length, but nobody needs it.
+        let options = ["--memory", "1M", "--max-message", "190K", "--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &worker()]);
+        let mut slow: Vec<_> = (0..5).map(|_| server.client()).collect();
+        let long = message(vec![b'x'; 190_000]);
+        let (begin, rest) = long.split_at(180_000);
+        for client in &mut slow {
+            client.0.write_all(begin).expect("sent");
+        }
+        let mut other = server.client();
+        for _ in 0..20 {
+            assert_eq!(other.ask("meanwhile"), "meanwhile");
+            thread::sleep(Duration::from_millis(100));
+        }
+        for client in &mut slow {
+            client.0.write_all(rest).expect("sent");
+            assert_eq!(client.recv().len(), 190_000);
+        }
+    });
+}
+
+#[test]
+fn ones_that_are_gone_leave_nothing_behind() {
+    with_python(|| {
+        let worker = python("time.sleep(0.05); reply(message[4:])");
+        let server = Server::start(&["--workers", "2"], &["python3", "-c", &worker]);
+        let mut good = server.client();
+        for round in 0..20 {
+            let mut hasty = server.client();
+            hasty.send("not waited for");
+            drop(hasty);
+            assert_eq!(good.ask(&round.to_string()), round.to_string());
+        }
+        // Their replies have nowhere to go, and that is nobody's fault.
+        assert!(server.lines("worker").is_empty());
+        let descriptors = || {
+            let all = std::fs::read_dir(format!("/proc/{}/fd", server.id()));
+            all.expect("it runs").count()
+        };
+        let few = 40;
+        eventually("all are closed", || descriptors() < few);
+    });
+}
+
+#[test]
 fn ones_that_do_not_read_are_bounded_and_hold_up_nobody() {
     with_python(|| {
         let options = ["--memory", "8M", "--workers", "2", "--deadline", "2"];

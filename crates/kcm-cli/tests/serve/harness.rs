@@ -4,7 +4,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
@@ -155,6 +155,15 @@ impl Drop for Server {
             let _ = writeln!(io::stderr(), "the log: {:#?}", self.lines(""));
         }
     }
+}
+
+/// What it says when it has nothing to serve.
+pub(crate) fn usage(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kcm"))
+        .arg("serve")
+        .args(arguments)
+        .output()
+        .expect("it starts")
 }
 
 /// Speaks messages of a 32-bit length and a body.

@@ -20,7 +20,8 @@ fn what_is_in_hand_is_finished() {
             busy.send("1");
             std::thread::sleep(A_WHILE);
             server.signal(signal);
-            server.line("stopping: 1 messages in hand");
+            // Without an option: 5 s.
+            server.line("stopping: 1 messages in hand have 5s");
             // Nobody new is let in.
             eventually("the port is closed", || {
                 std::net::TcpStream::connect(server.address).is_err()

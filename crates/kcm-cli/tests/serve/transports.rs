@@ -4,18 +4,10 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
-    process::{Command, Output},
+    process::Command,
 };
 
 use crate::harness::*;
-
-fn usage(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kcm"))
-        .arg("serve")
-        .args(arguments)
-        .output()
-        .expect("it starts")
-}
 
 /// Several clients, several messages in flight: every reply is right, and on its connection.
 fn capitals(server: &Server, messages: usize) {
@@ -132,32 +124,30 @@ fn several_addresses_and_a_path() {
 }
 
 #[test]
-fn an_inherited_socket() {
-    with_python(|| {
-        // As systemd does it: descriptor 3 listens, and the environment says so.
-        let script = "import os, socket, sys\n\
-                      s = socket.create_server(('127.0.0.1', 0))\n\
-                      s.fileno() == 3 or os.dup2(s.fileno(), 3)\n\
-                      os.set_inheritable(3, True)\n\
-                      os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
-                      os.execv(sys.argv[1], sys.argv[1:])\n";
-        let worker = python(
-            "links = [os.readlink(f'/proc/self/fd/{n}') for n in range(2, 64) \
-             if os.path.lexists(f'/proc/self/fd/{n}')]\n\
-             sockets = [link for link in links if link.startswith('socket')]\n\
-             reply(repr(sockets).encode() + os.environ.get('LISTEN_FDS', '').encode())",
-        );
-        let mut command = Command::new("python3");
-        command.args(["-c", script, env!("CARGO_BIN_EXE_kcm"), "serve"]);
-        command.args(["--listen", "systemd", "--framing", "u32be+4"]);
-        command.args(["--", "python3", "-c", &worker]);
-        let server = Server::spawn(command);
-        // The worker has no socket beside its own.
-        assert_eq!(server.client().ask("hi"), "[]");
+fn the_longest_message_is_what_a_datagram_carries() {
+    // It is said in what refuses a longer one.
+    let options = ["--listen", "127.0.0.1:0", "--framing", "u32be+4"];
+    let too_long = [&options[..], &["--max-message", "1G", "--", "cat"]].concat();
+    let why = String::from_utf8_lossy(&usage(&too_long).stderr).into_owned();
+    let most = why
+        .split("at most ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let most: usize = most.and_then(|n| n.parse().ok()).expect(&why);
+    bounded(move || {
+        let exact = most.to_string();
+        for options in [&[][..], &["--max-message", &exact]] {
+            let server = Server::start(&[options, &["--workers", "1"]].concat(), &["cat"]);
+            let (mut client, mut greedy) = (server.client(), server.client());
+            let longest = vec![b'a'; most - 4];
+            client.send(&longest);
+            greedy.send(vec![b'a'; most - 3]);
+            greedy.is_closed();
+            // (cat reads less than that at once, and is killed for what it writes then.)
+            server.line("connection ");
+            assert!(server.line("the limit is").contains(&exact));
+        }
     });
-    let output = usage(&["--listen", "systemd", "--framing", "u8", "--", "cat"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("systemd-socket-activate"));
 }
 
 #[test]

@@ -15,6 +15,38 @@ fn unless(special: &str) -> String {
 }
 
 #[test]
+fn each_has_a_socket_of_its_own_as_standard_input_and_output() {
+    with_python(|| {
+        for (transport, kind) in [("seqpacket", "SOCK_SEQPACKET"), ("stream", "SOCK_STREAM")] {
+            // Answers slowly, so that each of them has its turn.
+            let worker = "import os, socket, time\n\
+                          fds = [os.fstat(n).st_ino for n in (0, 1)]\n\
+                          kind = socket.SocketKind(socket.socket(fileno=os.dup(0)).getsockopt(\
+                          socket.SOL_SOCKET, socket.SO_TYPE)).name\n\
+                          own = f'{kind} {fds[0]} {fds[1]} {os.getpid()}'.encode()\n\
+                          own = len(own).to_bytes(4, 'big') + own\n\
+                          if kind == 'SOCK_STREAM': own = len(own).to_bytes(4, 'big') + own\n\
+                          while os.read(0, 1 << 18): time.sleep(0.2); os.write(1, own)\n";
+            let options = ["--workers", "3", "--worker-transport", transport];
+            let server = Server::start(&options, &["python3", "-c", worker]);
+            let mut clients: Vec<_> = (0..3).map(|_| server.client()).collect();
+            let mut seen = std::collections::HashSet::new();
+            eventually("all three have answered", || {
+                clients.iter_mut().for_each(|client| client.send("who"));
+                for client in &mut clients {
+                    let answer = String::from_utf8(client.recv()).expect("text");
+                    let words: Vec<_> = answer.split(' ').map(str::to_owned).collect();
+                    assert_eq!((&words[0][..], &words[1]), (kind, &words[2]), "{answer}");
+                    seen.insert((words[1].clone(), words[3].clone()));
+                }
+                seen.len() >= 3
+            });
+            assert_eq!(seen.len(), 3, "{seen:?}");
+        }
+    });
+}
+
+#[test]
 fn a_message_goes_to_an_idle_worker() {
     with_python(|| {
         let worker = unless("time.sleep(4); reply(b'late')");
@@ -56,6 +88,27 @@ fn one_that_dies_is_reported_and_restarted() {
         // Both connections are as before.
         assert_eq!(other.ask("after"), "after");
         assert_eq!(killer.ask("after"), "after");
+    });
+}
+
+#[test]
+fn the_others_go_on_when_one_dies() {
+    with_python(|| {
+        let worker = unless("os._exit(3)").replace(
+            "else: reply",
+            "elif message[4:5] == b'?': time.sleep(1); reply(b'slow')\n else: reply",
+        );
+        let server = Server::start(&["--workers", "2"], &["python3", "-c", &worker]);
+        let (mut slow, mut killer) = (server.client(), server.client());
+        slow.send("?");
+        for n in 0..3 {
+            killer.send("!");
+            assert_eq!(killer.ask(&n.to_string()), n.to_string());
+        }
+        assert_eq!(slow.recv(), b"slow");
+        eventually("three are reported", || {
+            server.lines("has no answer").len() == 3
+        });
     });
 }
 
@@ -174,6 +227,15 @@ fn no_reply_a_worker_is_idle_when_it_reads_again() {
     });
 }
 
+/// Where nothing else brings a worker to its end: longer than one that is started on a machine with
+/// much to do takes for a message.
+fn deadline_if_needed(reported: &str) -> &'static [&'static str] {
+    match reported {
+        "--worker-deadline" => &["--worker-deadline", "10"],
+        _ => &[],
+    }
+}
+
 /// Workers that do as they should not; each is ended, and another takes its place.
 #[test]
 fn misbehaving_ones_are_replaced() {
@@ -197,8 +259,8 @@ fn misbehaving_ones_are_replaced() {
     ];
     for (misdeed, reported) in cases {
         with_python(move || {
-            let options = ["--workers", "1", "--worker-deadline", "3"];
             let worker = unless(misdeed);
+            let options = [&["--workers", "1"][..], deadline_if_needed(reported)].concat();
             let server = Server::start(&options, &["python3", "-c", &worker]);
             let (mut bad, mut good) = (server.client(), server.client());
             assert_eq!(good.ask("before"), "before");
@@ -215,6 +277,88 @@ fn misbehaving_ones_are_replaced() {
                     "{misdeed}: {children}"
                 );
             }
+        });
+    }
+}
+
+/// The same, where a worker has more to do wrong.
+#[test]
+fn misbehaving_ones_are_replaced_in_every_mode() {
+    // What the first worker does; the next one does what it should.
+    let cases = [
+        (
+            &["--addressed"][..],
+            "os.write(1, b'short')",
+            "8 of a connection's id come first",
+        ),
+        (
+            &["--addressed"],
+            "os.write(1, bytes(7) + b'\\xff' + frame(b'whose?'))",
+            "of which it has no message",
+        ),
+        (
+            &["--addressed"],
+            "[os.write(1, message[:8] + frame(b'flood')) for _ in range(1000000)]",
+            "of which it has no message",
+        ),
+        (
+            &[],
+            "[os.write(1, frame(b'flood')) for _ in range(1000000)]",
+            "without having",
+        ),
+        (
+            &[],
+            "[os.write(1, b'') for _ in range(1000000)]",
+            "wrote 0 bytes without having",
+        ),
+        (
+            &["--no-reply"],
+            "os.write(1, b'hello')",
+            "with --no-reply nothing is to be written",
+        ),
+        (
+            &["--worker-transport", "stream"],
+            "os.write(1, b'\\xff' * 4)",
+            "it wrote 4294967295 bytes at once",
+        ),
+        (
+            &["--worker-transport", "stream"],
+            "os.write(1, struct.pack('!I', 16 << 20)); os.write(1, b'x' * 70000); time.sleep(60)",
+            "--worker-deadline",
+        ),
+    ];
+    for (mode, misdeed, reported) in cases {
+        with_python(move || {
+            let directory = Directory::new("misdeeds");
+            let (first, done) = (directory.file("first"), directory.file("done"));
+            let worker = format!(
+                "import os, struct, time\n\
+                 def frame(body): return struct.pack('!I', len(body)) + body\n\
+                 mode = '{}'\n\
+                 try: os.mkdir('{first}'); bad = True\n\
+                 except FileExistsError: bad = False\n\
+                 while message := os.read(0, 1 << 18):\n \
+                  if bad: {misdeed}\n \
+                  open('{done}', 'ab').write(message)\n \
+                  if mode != '--no-reply': os.write(1, message)\n",
+                mode.first().unwrap_or(&"")
+            );
+            let options = [mode, &["--workers", "1"], deadline_if_needed(reported)].concat();
+            let server = Server::start(&options, &["python3", "-c", &worker]);
+            let (mut bad, mut good) = (server.client(), server.client());
+            bad.send("to the first");
+            assert!(server.line("is killed: ").contains(reported), "{misdeed}");
+            good.send("to the next");
+            match mode {
+                ["--no-reply"] => eventually("it is done", || {
+                    fs::read(&done)
+                        .unwrap_or_default()
+                        .ends_with(b"to the next")
+                }),
+                _ => assert_eq!(good.recv(), b"to the next", "{misdeed}"),
+            }
+            let memory = server.memory();
+            assert!(memory < 64 << 20, "{misdeed}: {memory} bytes");
         });
     }
 }

@@ -9,65 +9,46 @@ use std::{
     collections::BinaryHeap,
     net::TcpStream,
     os::fd::AsFd as _,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{RecvFlags, recv},
 };
 
-use super::{
+use super::{ClientEnd, Trial};
+use crate::perf::{
     draw::{Draw, IN_FLIGHT},
     failure::Failure,
-    plan::Row,
     raw::{self, Replies, U32Be},
-    run::{ClientEnd, Run, Side, Timing},
-    serve::{self, Contender, Plan, Server},
+    run::Run,
+    server::Load,
     service::{Acknowledge, Work},
     stats::{Histogram, Sample},
     verify::{Mismatch, NUMBER_BYTES, Template},
 };
 
-pub(super) fn run(
-    row: &Row,
-    contender: Contender,
-    run: &Arc<Run>,
-    timing: Timing,
-    draw: Draw,
-) -> Result<Sample, Failure> {
-    let template = Template::with_body(&row.framing, row.size_bytes)?;
-    let reply = Template::with_body(&row.framing, NUMBER_BYTES)?;
-    let plan = Plan {
-        contender,
-        framing: &row.framing,
-        largest_bytes: template.len(),
-        pipelined: false,
-        sockets: row.sockets,
-        loops: Some(row.sockets),
-        replies: Replies::AtOnce,
-        batch: false,
-        spin: false,
-    };
-    let (clients, servers) = serve::pairs(IN_FLIGHT.len(), &row.place)?;
-    let server = Server::start(run, &plan, servers, |_| Work {
-        inner: Acknowledge {
-            template: template.clone(),
-            reply: reply.clone(),
+pub(super) fn run(trial: &Trial<'_>) -> Result<Sample, Failure> {
+    let template = Template::with_body(&trial.row.framing, trial.row.size_bytes)?;
+    let reply = Template::with_body(&trial.row.framing, NUMBER_BYTES)?;
+    let draw = trial.draw;
+    let outcome = trial.run(
+        Load::Many(Replies::AtOnce),
+        template.len(),
+        |_| Work {
+            inner: Acknowledge {
+                template: template.clone(),
+                reply: reply.clone(),
+            },
+            draw,
         },
-        draw,
-    })?;
-    let client = run.spawn(Side::Sender, move |run| {
-        Client::new(clients, draw, template, reply).drive(run)
-    })?;
-    let mut sample = run.measure(timing)?;
-    let end = run.join(client)?;
-    server.stop(run)?;
-    serve::expect_end(&end.streams)?;
-    sample.latency = Some(end.latency);
-    Ok(sample)
+        |streams| {
+            let client = Client::new(streams, draw, template.clone(), reply.clone());
+            Ok(move |run: &Run| client.drive(run))
+        },
+    )?;
+    Ok(outcome.sample)
 }
 
 struct Client {
@@ -121,11 +102,10 @@ impl Client {
                 self.receive(run, index, &mut buffer)?;
             }
         }
-        for stream in &self.streams {
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-        }
+        self.streams.iter().for_each(raw::end);
         Ok(ClientEnd {
-            latency: self.latency,
+            messages: self.replies,
+            latency: Some(self.latency),
             streams: self.streams,
         })
     }
@@ -175,16 +155,10 @@ impl Client {
         let connection = &mut self.connections[index];
         let held = connection.tail.len();
         buffer[..held].copy_from_slice(&connection.tail);
-        let end = match recv(
-            &self.streams[index],
-            &mut buffer[held..],
-            RecvFlags::DONTWAIT,
-        ) {
-            Ok((_, 0)) => return Err(Failure::Verification("no reply but the end".to_owned())),
-            Ok((_, count)) => held + count,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-            Err(errno) => return Err(Failure::errno("recv")(errno)),
+        let Some(count) = raw::recv_now(&self.streams[index], &mut buffer[held..])? else {
+            return Ok(());
         };
+        let end = held + count;
         let now = Instant::now();
         let at = raw::walk(&buffer[..end], U32Be, |message| {
             let number = self.reply.check(message)?;

@@ -3,86 +3,56 @@
 //! One raw TCP client drives all connections for every contender, so that only the receiver
 //! differs; the receiver's processor time is the figure to look at.
 
-use std::{net::TcpStream, sync::Arc, time::Instant};
+use std::{net::TcpStream, time::Instant};
 
-use rustix::{
-    io::Errno,
-    net::{RecvFlags, recv},
-};
-
-use super::{
+use super::{ClientEnd, Trial};
+use crate::perf::{
     failure::Failure,
-    plan::Row,
     raw::{self, EVENTS_PER_WAIT, Replies},
-    run::{ClientEnd, Run, Side, Timing},
-    serve::{self, Contender, Plan, Server},
+    run::Run,
+    server::Load,
     service::{Acknowledge, Echo, Service},
     stats::{Histogram, Sample},
     verify::{NUMBER_BYTES, Template},
 };
 
 /// `rr-many`: the request comes back.
-pub(super) fn run_echo(
-    row: &Row,
-    contender: Contender,
-    run: &Arc<Run>,
-    timing: Timing,
-) -> Result<Sample, Failure> {
-    let template = Template::with_body(&row.framing, row.size_bytes)?;
-    let echo = |_| Echo {
+pub(super) fn run_echo(trial: &Trial<'_>) -> Result<Sample, Failure> {
+    let template = Template::with_body(&trial.row.framing, trial.row.size_bytes)?;
+    let echo = || Echo {
         template: template.clone(),
     };
-    measure(row, contender, run, timing, &template, &template, echo)
+    run(trial, &template, &template, echo)
 }
 
 /// `drop`: the request is dropped, a short reply says so.
-pub(super) fn run_drop(
-    row: &Row,
-    contender: Contender,
-    run: &Arc<Run>,
-    timing: Timing,
-) -> Result<Sample, Failure> {
-    let template = Template::with_body(&row.framing, row.size_bytes)?;
-    let reply = Template::with_body(&row.framing, NUMBER_BYTES)?;
-    let acknowledge = |_| Acknowledge {
+pub(super) fn run_drop(trial: &Trial<'_>) -> Result<Sample, Failure> {
+    let template = Template::with_body(&trial.row.framing, trial.row.size_bytes)?;
+    let reply = Template::with_body(&trial.row.framing, NUMBER_BYTES)?;
+    let acknowledge = || Acknowledge {
         template: template.clone(),
         reply: reply.clone(),
     };
-    measure(row, contender, run, timing, &template, &reply, acknowledge)
+    run(trial, &template, &reply, acknowledge)
 }
 
-fn measure<S: Service>(
-    row: &Row,
-    contender: Contender,
-    run: &Arc<Run>,
-    timing: Timing,
+fn run<S: Service>(
+    trial: &Trial<'_>,
     request: &Template,
     reply: &Template,
-    service: impl FnMut(usize) -> S,
+    service: impl Fn() -> S,
 ) -> Result<Sample, Failure> {
-    let plan = Plan {
-        contender,
-        framing: &row.framing,
-        largest_bytes: request.len(),
-        pipelined: false,
-        sockets: row.sockets,
-        loops: Some(row.sockets),
-        replies: Replies::PerBurst,
-        batch: false,
-        spin: false,
-    };
-    let (clients, servers) = serve::pairs(row.connections, &row.place)?;
-    let server = Server::start(run, &plan, servers, service)?;
-    let (request, reply) = (request.clone(), reply.clone());
-    let client = run.spawn(Side::Sender, move |run| {
-        drive(run, clients, &request, &reply)
-    })?;
-    let mut sample = run.measure(timing)?;
-    let end = run.join(client)?;
-    server.stop(run)?;
-    serve::expect_end(&end.streams)?;
-    sample.latency = Some(end.latency);
-    Ok(sample)
+    let load = Load::Many(Replies::PerBurst);
+    let outcome = trial.run(
+        load,
+        request.len(),
+        |_| service(),
+        |streams| {
+            let (request, reply) = (request.clone(), reply.clone());
+            Ok(move |run: &Run| drive(run, streams, &request, &reply))
+        },
+    )?;
+    Ok(outcome.sample)
 }
 
 /// One connection's request under way.
@@ -122,18 +92,11 @@ fn drive(
         raw::wait(&poll, &mut events)?;
         for (index, _) in events.drain(..).map(raw::index_and_flags) {
             let (stream, under_way) = (&streams[index], &mut all[index]);
-            match recv(
-                stream,
-                &mut under_way.reply[under_way.held..],
-                RecvFlags::DONTWAIT,
-            ) {
-                Ok((_, 0)) => {
-                    return Err(Failure::Verification("no reply but the end".to_owned()));
-                }
-                Ok((_, count)) => under_way.held += count,
-                Err(Errno::AGAIN | Errno::INTR) => continue,
-                Err(errno) => return Err(Failure::errno("recv")(errno)),
-            }
+            let room = &mut under_way.reply[under_way.held..];
+            let Some(count) = raw::recv_now(stream, room)? else {
+                continue;
+            };
+            under_way.held += count;
             // Another event tells of the rest, except when a large reply came while we read.
             if under_way.held < under_way.reply.len() {
                 continue;
@@ -156,8 +119,10 @@ fn drive(
             raw::send_all(stream, &message)?;
         }
     }
-    for stream in &streams {
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-    }
-    Ok(ClientEnd { latency, streams })
+    streams.iter().for_each(raw::end);
+    Ok(ClientEnd {
+        messages: replies,
+        latency: Some(latency),
+        streams,
+    })
 }

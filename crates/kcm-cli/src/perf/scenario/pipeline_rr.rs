@@ -3,19 +3,15 @@
 //! The client is the same for all contenders: for each burst of replies it sends as many new
 //! requests, in one write. Raw TCP's server gathers its replies in the same way.
 
-use std::{
-    io::{self, Read as _},
-    net::TcpStream,
-    sync::Arc,
-    time::Instant,
-};
+use std::{net::TcpStream, time::Instant};
 
-use super::{
+use super::{ClientEnd, Trial};
+use crate::perf::{
+    connections,
     failure::Failure,
-    plan::Row,
-    raw::{self, Replies, U32Be},
-    run::{ClientEnd, Run, Side, Timing},
-    serve::{self, Contender, Plan, Server},
+    raw::{self, U32Be},
+    run::Run,
+    server::Load,
     service::Acknowledge,
     stats::{Histogram, Sample},
     verify::{NUMBER_BYTES, Template},
@@ -24,45 +20,28 @@ use super::{
 /// Requests under way: as many as a byte can number.
 const OUTSTANDING: usize = 256;
 
-pub(super) fn run(
-    row: &Row,
-    contender: Contender,
-    run: &Arc<Run>,
-    timing: Timing,
-) -> Result<Sample, Failure> {
-    let template = Template::with_length(&row.framing, row.size_bytes)?;
-    let reply = Template::with_body(&row.framing, NUMBER_BYTES)?;
-    let plan = Plan {
-        contender,
-        framing: &row.framing,
-        largest_bytes: template.len(),
-        pipelined: true,
-        sockets: row.sockets,
-        loops: None,
-        replies: Replies::PerBurst,
-        batch: row.batch,
-        spin: false,
-    };
-    let (mut clients, servers) = serve::pairs(1, &row.place)?;
-    let server = Server::start(run, &plan, servers, |_| Acknowledge {
-        template: template.clone(),
-        reply: reply.clone(),
-    })?;
-    let stream = clients.remove(0);
-    let client = run.spawn(Side::Sender, move |run| {
-        drive(run, stream, &template, &reply)
-    })?;
-    let mut sample = run.measure(timing)?;
-    let end = run.join(client)?;
-    server.stop(run)?;
-    serve::expect_end(&end.streams)?;
-    sample.latency = Some(end.latency);
-    Ok(sample)
+pub(super) fn run(trial: &Trial<'_>) -> Result<Sample, Failure> {
+    let template = Template::with_length(&trial.row.framing, trial.row.size_bytes)?;
+    let reply = Template::with_body(&trial.row.framing, NUMBER_BYTES)?;
+    let outcome = trial.run(
+        Load::Pipelined,
+        template.len(),
+        |_| Acknowledge {
+            template: template.clone(),
+            reply: reply.clone(),
+        },
+        |streams| {
+            let stream = connections::only(streams)?;
+            let (template, reply) = (template.clone(), reply.clone());
+            Ok(move |run: &Run| drive(run, stream, &template, &reply))
+        },
+    )?;
+    Ok(outcome.sample)
 }
 
 fn drive(
     run: &Run,
-    mut stream: TcpStream,
+    stream: TcpStream,
     request: &Template,
     reply: &Template,
 ) -> Result<ClientEnd, Failure> {
@@ -85,12 +64,7 @@ fn drive(
         } else if next_reply == next_request {
             break;
         }
-        let end = match stream.read(&mut buffer[held..]) {
-            Ok(0) => return Err(Failure::Verification("no reply but the end".to_owned())),
-            Ok(count) => held + count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => held,
-            Err(e) => return Err(Failure::system("recv")(e)),
-        };
+        let end = held + raw::recv_some(&stream, &mut buffer[held..])?;
         let now = Instant::now();
         let measured = run.is_measured();
         room = 0;
@@ -107,9 +81,10 @@ fn drive(
         buffer.copy_within(at..end, 0);
         held = end - at;
     }
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    raw::end(&stream);
     Ok(ClientEnd {
-        latency,
+        messages: next_reply,
+        latency: Some(latency),
         streams: vec![stream],
     })
 }
