@@ -395,7 +395,7 @@ fn slow_peers_disturb_nobody() {
             // Each in the middle of a message, a byte at a time.
             let mut slow: Vec<_> = (0..50).map(|_| attached(&mux).1).collect();
             let (_, mut fast) = attached(&mux);
-            let mut worst = Duration::ZERO;
+            let mut times = Vec::new();
             for number in 0..1000 {
                 let at = usize::try_from(number / 10).expect("short");
                 let connection = usize::try_from(number % 50).expect("short");
@@ -407,9 +407,11 @@ fn slow_peers_disturb_nobody() {
                 write(&fast, &numbered(2, number, 100));
                 let reply = read_message(&mut fast).expect("a reply");
                 assert_eq!(number_of(&reply), (2, number));
-                worst = worst.max(start.elapsed());
+                times.push(start.elapsed());
             }
-            assert!(worst < PROMPT, "{worst:?}");
+            // (Now and then a thread has to wait for a processor.)
+            times.sort_unstable();
+            assert!(times[990] < PROMPT, "{:?}", &times[990..]);
             // They come to their end too.
             for (connection, peer) in slow.iter_mut().enumerate() {
                 write(&mut *peer, &numbered(1, connection as u64, 120)[2..]);
