@@ -335,6 +335,7 @@ impl<S: Outlet> WriteQueue<S> {
         if locked.then == Then::Go {
             locked.then = Then::Detach;
         }
+        locked.detaching += 1;
         self.open.store(false, Ordering::Relaxed);
         drop(locked);
         let mut queue = self.right.peek();
@@ -342,6 +343,7 @@ impl<S: Outlet> WriteQueue<S> {
             let idle = !self.right.is_writing() && !queue.blocked;
             if idle && queue.messages.is_empty() && self.right.kept() == 0 {
                 let mut locked = self.right.look(queue);
+                locked.detaching -= 1;
                 locked.ended.get_or_insert(EndReason::Closed);
                 let writer = locked.begin_writing();
                 let stream = writer.take_stream(&locked);
@@ -351,7 +353,9 @@ impl<S: Outlet> WriteQueue<S> {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() && !cfg!(loom) {
                 let mut locked = self.right.look(queue);
-                if locked.then == Then::Detach {
+                locked.detaching -= 1;
+                // Another thread that waits here relies on it that nobody comes unseen.
+                if locked.then == Then::Detach && locked.detaching == 0 {
                     locked.then = Then::Go;
                     self.open.store(locked.ended.is_none(), Ordering::Relaxed);
                 }

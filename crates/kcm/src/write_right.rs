@@ -83,6 +83,8 @@ pub(crate) struct Queue {
     pub(crate) ended: Option<EndReason>,
     /// Somebody wants to know whenever a writer leaves.
     pub(crate) look_always: bool,
+    /// Threads in [`crate::write_queue::WriteQueue::detach`].
+    pub(crate) detaching: usize,
     /// Threads that wait for `changed`.
     waiting: usize,
 }

@@ -6,7 +6,13 @@ use std::{os::fd::AsFd, sync::Arc, time::Duration};
 use kcm::{ConnectionId, Error, Message, Socket, SocketType};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{model::Key, random::Random, sending::Unfinished, wire::HEAD_MIN, world::World};
+use crate::{
+    model::{Asked, Key},
+    random::Random,
+    sending::Unfinished,
+    wire::HEAD_MIN,
+    world::World,
+};
 
 pub(crate) struct Actor {
     pub(crate) world: Arc<World>,
@@ -33,14 +39,14 @@ pub(crate) struct Sock {
     /// Its last receive found nothing.
     idle: bool,
     /// What the model said when it asked for the message that it has looked at, or read in part.
-    asked: u64,
+    asked: Asked,
     /// A message of which a part was sent.
     pub(crate) unfinished: Option<Unfinished>,
 }
 
 impl Sock {
     /// It asks for a message, unless it has one in hand.
-    fn ask(&mut self, world: &World) -> u64 {
+    fn ask(&mut self, world: &World) -> Asked {
         if self.peeked.is_none() && self.part.is_none() {
             self.asked = world.model().asks(self.key);
         }
@@ -131,7 +137,7 @@ impl Actor {
             disabled: false,
             polled,
             idle: false,
-            asked: 0,
+            asked: Asked::default(),
             unfinished: None,
         });
     }
@@ -271,7 +277,7 @@ impl Actor {
         Got::Nothing
     }
 
-    fn receive_into(&mut self, one: usize, asked: u64) -> Got {
+    fn receive_into(&mut self, one: usize, asked: Asked) -> Got {
         let room = HEAD_MIN + self.random.pick(&[0, 10, 300, 300_000]);
         let mut buffer = vec![0; room];
         let received = match self.sockets[one].socket.recv_into(&mut buffer) {
@@ -295,6 +301,7 @@ impl Actor {
         assert_eq!(received.end_of_message, !stays);
         assert_eq!(received.truncated, !all && !stays);
         if stays {
+            self.world.model().holds(sock.key, id, &part);
             sock.part = Some((id, part));
         } else {
             let (key, len) = (sock.key, received.message_bytes);
@@ -304,7 +311,7 @@ impl Actor {
         Got::Some
     }
 
-    fn receive_batch(&mut self, one: usize, asked: u64) -> Got {
+    fn receive_batch(&mut self, one: usize, asked: Asked) -> Got {
         let max = self.random.pick(&[1, 2, 7, 1000]);
         let enough = match self.random.below(3) {
             0 => self.random.below(max + 1),
@@ -340,7 +347,7 @@ impl Actor {
     }
 
     /// A message was received whole, or what was left of it.
-    fn note(&mut self, one: usize, asked: u64, message: &Message) {
+    fn note(&mut self, one: usize, asked: Asked, message: &Message) {
         let sock = &mut self.sockets[one];
         let id = message.connection();
         if let Some((peeked_id, peeked)) = sock.peeked.take() {
@@ -387,6 +394,10 @@ impl Actor {
             Ok(message) => {
                 sock.idle = false;
                 let seen = (message.connection(), message.to_vec());
+                // (Of one that was read in part, it is the rest.)
+                if sock.part.is_none() {
+                    self.world.model().holds(sock.key, seen.0, &seen.1);
+                }
                 if let Some(before) = sock.peeked.replace(seen.clone()) {
                     assert!(before == seen, "a second look saw another");
                 }

@@ -10,7 +10,7 @@ use kcm::{ConnectionEvent, ConnectionId, EndReason, Fault};
 
 use crate::{
     peer::{Ending, Peer},
-    wire::Wire,
+    wire::KEYS,
 };
 
 /// A socket of the simulation, for as long as it lives.
@@ -22,14 +22,16 @@ pub(crate) struct Model {
     pub(crate) connections: HashMap<ConnectionId, Connection>,
     /// Ids of connections that may be used, in the order of their coming.
     pub(crate) attached: Vec<ConnectionId>,
-    /// Where each socket stands in each connection's row: the place, and `returns_ended` when it
-    /// asked.
-    /// (For messages with a key, for each key: those of others may pass it.)
-    seen: HashMap<(Key, ConnectionId, Option<u32>), (usize, u64)>,
+    /// Where each socket stands in each connection's row, for each key, and when it asked for that.
+    seen: HashMap<(Key, ConnectionId, Option<u32>), (usize, Asked)>,
     /// Who works on which key of messages.
     keys: HashMap<u32, Key>,
     /// One thread does everything, and it is known who works on what.
     one_thread: bool,
+    /// See [`Asked`].
+    aside: u64,
+    /// Answers are awaited by their keys: such a message may wait for its socket.
+    questions: bool,
     /// Times that a socket gave messages back that it had been given: begun, and done.
     returns_begun: u64,
     returns_ended: u64,
@@ -37,6 +39,16 @@ pub(crate) struct Model {
     pub(crate) received_bytes: u64,
     pub(crate) attaches: u64,
     pub(crate) shut_down: bool,
+}
+
+/// How things were when a socket asked for a message.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Asked {
+    /// `returns_ended`.
+    returns: u64,
+    /// The keys of which a message may have been set aside, as bits: another socket worked on one
+    /// since there was last none of it to be had.
+    aside: u64,
 }
 
 /// A peer's row.
@@ -75,9 +87,10 @@ pub(crate) enum State {
 }
 
 impl Model {
-    pub(crate) fn new(one_thread: bool) -> Self {
+    pub(crate) fn new(one_thread: bool, questions: bool) -> Self {
         Self {
             one_thread,
+            questions,
             ..Self::default()
         }
     }
@@ -123,14 +136,42 @@ impl Model {
     }
 
     /// A socket is about to ask; it is done with what it had. Gives what [`Model::taken`] wants.
-    pub(crate) fn asks(&mut self, socket: Key) -> u64 {
+    pub(crate) fn asks(&mut self, socket: Key) -> Asked {
         for connection in self.connections.values_mut() {
             if connection.holder == Some(socket) {
                 connection.holder = None;
             }
         }
         self.keys.retain(|_, holder| *holder != socket);
-        self.returns_ended
+        if self.one_thread {
+            for key in KEYS {
+                if self.keys.contains_key(&key) {
+                    self.aside |= 1 << key;
+                } else if self.aside & 1 << key != 0 && !self.is_anything_there(key) {
+                    self.aside &= !(1 << key);
+                }
+            }
+        }
+        Asked {
+            returns: self.returns_ended,
+            aside: self.aside,
+        }
+    }
+
+    /// A socket has a message in hand, of which it has seen these bytes.
+    pub(crate) fn holds(&mut self, socket: Key, id: ConnectionId, bytes: &[u8]) {
+        if let (Some(key), _) = self.label(id, bytes) {
+            self.keys.insert(key, socket);
+        }
+    }
+
+    /// Whether a message of this key has arrived that nobody was given.
+    fn is_anything_there(&self, key: u32) -> bool {
+        self.peers.iter().any(|far| {
+            let plan = &far.peer.plan;
+            let whole = plan.whole(far.peer.feed().written);
+            (0..whole).any(|place| far.taken[place].is_none() && plan.key(place) == Some(key))
+        })
     }
 
     pub(crate) fn begin_return(&mut self) {
@@ -145,7 +186,7 @@ impl Model {
     pub(crate) fn taken(
         &mut self,
         socket: Key,
-        asked: u64,
+        asked: Asked,
         id: ConnectionId,
         bytes: &[u8],
         len: usize,
@@ -202,15 +243,25 @@ impl Model {
                 "{id}: {place} of key {label} went to {socket} while {holder:?} is at work"
             );
         }
-        let last = self.seen.insert((socket, id, label), (place, asked));
-        if let Some((before, then)) = last {
+        // Only a message that had to wait for its key may come after later ones. (With several threads
+        // it is not known which had to.)
+        let waited = |then: &Asked| match label {
+            Some(key) => !self.one_thread || self.questions || then.aside & 1 << key != 0,
+            None => false,
+        };
+        for other in KEYS.map(Some).into_iter().chain([None]) {
+            let Some((before, then)) = self.seen.get(&(socket, id, other)) else {
+                continue;
+            };
             // Messages that another socket had and gave back may be older than its own.
+            let given_back = self.returns_begun > then.returns;
             assert!(
-                before < place || self.returns_begun > then,
-                "{id}: socket {socket} got {place} after {before} ({:?})",
+                *before < place || given_back || (other != label && waited(then)),
+                "{id}: socket {socket} got {place} ({label:?}) after {before} ({other:?}, {then:?}, {:?})",
                 connection.state
             );
         }
+        self.seen.insert((socket, id, label), (place, asked));
         self.received += 1;
         self.received_bytes += len as u64;
     }
@@ -333,15 +384,17 @@ impl Model {
             let mine: Vec<_> = (connection.first..end)
                 .filter(|&place| far.taken[place] == Some(*id))
                 .collect();
-            let gap = mine.iter().zip(connection.first..).find(|(a, b)| **a != *b);
-            // Closing drops what was given back or set aside, while others may have what followed.
-            let passed = self.returns_begun > 0 || far.peer.plan.wire == Wire::Keyed;
-            let may_drop = connection.state == State::Closed && passed;
-            assert!(
-                gap.is_none() || may_drop,
-                "{id}: a gap before message {gap:?} ({:?})",
-                connection.state
-            );
+            let behind = mine.last().map_or(connection.first, |last| last + 1);
+            for gap in (connection.first..behind).filter(|place| !mine.contains(place)) {
+                // Closing drops what was given back or waits for its key, while others may have what
+                // followed.
+                let dropped = self.returns_begun > 0 || far.peer.plan.key(gap).is_some();
+                assert!(
+                    connection.state == State::Closed && dropped,
+                    "{id}: a gap at message {gap} ({:?})",
+                    connection.state
+                );
+            }
             let told = connection.end.is_some();
             match connection.state {
                 State::Unattached => {}

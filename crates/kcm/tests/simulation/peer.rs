@@ -138,6 +138,12 @@ impl Plan {
         Some(&self.bytes[self.start(place)..end])
     }
 
+    /// The key of the message at this place.
+    pub(crate) fn key(&self, place: usize) -> Option<u32> {
+        let (_, number) = self.wire.identity(self.message(place)?)?;
+        self.wire.label(number).0
+    }
+
     /// Messages that are whole in so many bytes.
     pub(crate) fn whole(&self, bytes: usize) -> usize {
         self.ends.partition_point(|&end| end <= bytes)

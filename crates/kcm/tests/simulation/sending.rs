@@ -74,7 +74,7 @@ impl Actor {
         let one = self.sender();
         let (number, message) = self.compose(Some(far));
         let socket = &self.sockets[one].socket;
-        let result = if self.world.setup.keyed && self.random.once_in(2) {
+        let result = if self.world.setup.questions && self.random.once_in(2) {
             let key = self.random.pick(&[1, 2, 3]);
             socket.send_keyed_to(id, key, &message)
         } else {

@@ -24,6 +24,8 @@ pub(crate) enum Wire {
     Counted,
 }
 
+/// The keys that messages have.
+pub(crate) const KEYS: [u32; 3] = [1, 2, 3];
 /// Shortest body: who, and which.
 pub(crate) const BODY_MIN: usize = 6;
 /// A message is known from so many of its first bytes.

@@ -46,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) ordered: bool,
     /// Some peers' messages have keys and classes.
     pub(crate) keyed: bool,
+    /// And answers are awaited by them.
+    pub(crate) questions: bool,
 }
 
 pub(crate) struct World {
@@ -77,6 +79,7 @@ impl Setup {
             polled: random.once_in(4),
             ordered: random.once_in(4),
             keyed: random.once_in(2),
+            questions: random.once_in(2),
         }
     }
 
@@ -105,7 +108,7 @@ impl World {
         Arc::new(Self {
             setup,
             mux,
-            model: Mutex::new(Model::new(setup.threads == 1)),
+            model: Mutex::new(Model::new(setup.threads == 1, setup.questions)),
             sent: Mutex::default(),
         })
     }
