@@ -10,8 +10,9 @@
 
 use std::fmt;
 
-use crate::errno::EPROTO;
+use crate::errno::{EIO, EPROTO};
 use crate::framing::FrameFn;
+use crate::parser::guarded;
 use crate::{
     Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, Stateless, Varint, Verdict,
 };
@@ -135,8 +136,10 @@ impl Assembler {
         if self.need != 1 {
             self.forget();
         }
-        if let Rule::Stateful(parser) = &mut self.rule {
-            parser.delivered(message);
+        if let Rule::Stateful(parser) = &mut self.rule
+            && guarded(|| parser.delivered(message)).is_none()
+        {
+            self.fail(Fault::Parser { errno: EIO });
         }
     }
 
@@ -405,7 +408,9 @@ impl Rule {
             Self::Varint(varint) => varint.parse(bytes),
             Self::Fixed(fixed) => fixed.parse(bytes),
             Self::Closure(function) => function.parse(bytes),
-            Self::Stateful(parser) => parser.parse(bytes),
+            Self::Stateful(parser) => {
+                guarded(|| parser.parse(bytes)).unwrap_or(Verdict::Error(EIO))
+            }
         }
     }
 }

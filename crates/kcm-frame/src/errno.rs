@@ -4,6 +4,9 @@
 //! that the crate keeps having no dependency at all. The values are those of
 //! every Linux architecture this project builds for (x86-64, aarch64, riscv64).
 
+/// A parser broke down: it panicked (5).
+pub const EIO: i32 = 5;
+
 /// A specification that makes no sense (22).
 pub const EINVAL: i32 = 22;
 

@@ -9,6 +9,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::errno::EIO;
+use crate::parser::guarded;
 use crate::{Fixed, FrameError, Header, LengthField, Parser, Varint, Verdict};
 
 /// How messages are found in a stream.
@@ -42,7 +44,8 @@ pub enum Framing {
 
 impl Framing {
     /// Framing by a function of the bytes alone. It is called with bytes that
-    /// begin at a message's first one, from whichever thread receives.
+    /// begin at a message's first one, from whichever thread receives. A panic
+    /// in it is a fault of the stream, as with [`Parser`].
     pub fn closure(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
         Self::Closure(FrameFn(Arc::new(f)))
     }
@@ -183,11 +186,11 @@ type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 pub struct FrameFn(Arc<DynFrameFn>);
 
 impl FrameFn {
-    /// Calls the function.
+    /// Calls the function; an error of errno `EIO` if that panicked.
     #[inline]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
-        (self.0)(bytes)
+        guarded(|| (self.0)(bytes)).unwrap_or(Verdict::Error(EIO))
     }
 }
 

@@ -10,10 +10,16 @@
 //! [`parse`]: Parser::parse
 //! [`delivered`]: Parser::delivered
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crate::{FrameError, Header, Verdict};
 
 /// A parser with state for one connection. State moves on only in
 /// [`delivered`](Parser::delivered).
+///
+/// One that panics has lost its stream: that is a fault, of errno `EIO`
+/// ([`crate::Fault::Parser`]), and the panic goes no further. (What it panics
+/// at are a peer's bytes; a server should not lose a thread by them.)
 ///
 /// ```
 /// use kcm_frame::{Framing, Parser, Verdict};
@@ -59,4 +65,10 @@ pub trait Parser: Send {
         let _ = body_len;
         Err(FrameError::NoHeader)
     }
+}
+
+/// Calls what the program has given to parse; `None` if that panicked.
+pub(crate) fn guarded<R>(call: impl FnOnce() -> R) -> Option<R> {
+    // Whatever state it leaves behind is asked nothing any more.
+    catch_unwind(AssertUnwindSafe(call)).ok()
 }

@@ -310,6 +310,36 @@ fn an_urgent_byte_while_nobody_receives() {
     });
 }
 
+/// A parser that panics at some bytes, with one connection and with several, at the front and in the
+/// middle of a burst: those bytes end their connection, and cost no thread.
+#[test]
+fn a_parser_that_panics_ends_its_connection_alone() {
+    bounded(20, || {
+        for (connections, burst) in [(1, 1), (1, 100), (3, 1), (3, 100)] {
+            let framing = Framing::closure(|bytes| match bytes {
+                [0xff, ..] => panic!("a panic that this test is about"),
+                [_, _, _, len, ..] => Verdict::message(u64::from(*len) + 4),
+                _ => Verdict::NeedMore(4),
+            });
+            let mux = Multiplexor::builder(framing).build().expect("a mux");
+            let receiver = receive_all(&mux);
+            let peers: Vec<_> = (0..connections).map(|_| attached(&mux)).collect();
+            let (id, peer) = &peers[0];
+            let mut bytes: Vec<u8> = (0..burst).flat_map(|n| numbered(1, n, 20)).collect();
+            bytes.push(0xff);
+            write(peer, &bytes);
+            let event = event_soon(&mux);
+            assert_eq!(event.connection, *id);
+            assert_eq!(event.reason.errno(), libc::EIO, "{:?}", event.reason);
+            let (_, other) = attached(&mux);
+            write(&other, &numbered(2, 0, 20));
+            wait_until("all came", || mux.stats().counters.rx_messages == burst + 1);
+            mux.shutdown();
+            assert_eq!(receiver.join().expect("received").len() as u64, burst + 1);
+        }
+    });
+}
+
 #[test]
 fn a_fault_on_one_connection_is_no_others() {
     bounded(30, || {

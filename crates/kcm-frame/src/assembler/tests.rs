@@ -341,3 +341,32 @@ fn debug_shows_the_framing_as_text() {
         "{text}"
     );
 }
+
+#[test]
+fn a_panic_of_the_parser_is_a_fault() {
+    struct Fragile(u8);
+    impl Parser for Fragile {
+        fn parse(&self, bytes: &[u8]) -> Verdict {
+            assert_ne!(bytes[0], 9, "a panic that this test is about");
+            Verdict::message(self.0.into())
+        }
+        fn delivered(&mut self, message: &[u8]) {
+            assert_ne!(message[0], 8, "a panic that this test is about");
+        }
+    }
+    let fault = Step::Fault(Fault::Parser { errno: EIO });
+    let closure = Framing::closure(|bytes| Verdict::message(bytes[bytes.len()].into()));
+    assert_eq!(
+        Assembler::new(&closure, Limits::default()).step(&[1]),
+        fault
+    );
+    let stateful = Framing::stateful(|| Fragile(2));
+    let mut a = Assembler::new(&stateful, Limits::default());
+    assert_eq!(a.step(&[1, 1]), Step::Message(Frame::new(2)));
+    a.delivered(&[1, 1]);
+    assert_eq!(a.step(&[9]), fault);
+    let mut a = Assembler::new(&stateful, Limits::default());
+    assert_eq!(a.step(&[8, 1]), Step::Message(Frame::new(2)));
+    a.delivered(&[8, 1]);
+    assert_eq!(a.step(&[1, 1]), fault, "its state cannot be trusted");
+}
