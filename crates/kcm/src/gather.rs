@@ -228,7 +228,7 @@ impl Replies {
     /// The bytes there are; `None` when there is no room, or the connection takes no more.
     #[inline(always)]
     fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<usize> {
-        if self.psock.is_none() && !self.begin(psock) {
+        if self.psock.is_none() && !self.begin(psock, pieces) {
             return None;
         }
         let mut room = &mut self.bytes[self.len_bytes..];
@@ -244,13 +244,14 @@ impl Replies {
 
     #[cold]
     #[inline(never)]
-    fn begin(&mut self, psock: &Arc<Psock>) -> bool {
-        let open = psock.tx.keep_back();
-        if open {
+    fn begin(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
+        let fits = pieces.iter().map(|piece| piece.len()).sum::<usize>() <= ROOM_BYTES;
+        let begins = fits && psock.tx.keep_back();
+        if begins {
             self.psock = Some(psock.clone());
             self.bytes.resize(ROOM_BYTES, 0);
         }
-        open
+        begins
     }
 
     fn send(&mut self) {

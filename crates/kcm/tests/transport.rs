@@ -168,6 +168,40 @@ fn a_panic_in_a_receive_ends_its_connection_alone() {
     });
 }
 
+/// Replies to a burst, of which some are too long to be kept back for the others: all go out in order,
+/// and a stream is never asked to send nothing.
+#[test]
+fn long_replies_go_between_short_ones() {
+    bounded(20, || {
+        const LENGTHS: [usize; 8] = [50, 100_000, 50, 40_000, 3_000, 36_000, 36_900, 50];
+        let mux = mux();
+        let mut socket = mux.socket().expect("a socket");
+        let (mut own, peer) = Own::new();
+        own.send = Box::new(|mut stream, buffers| {
+            assert!(buffers.iter().any(|buffer| !buffer.is_empty()));
+            stream.write_vectored(buffers)
+        });
+        mux.attach(Stream::new(own)).expect("attached");
+        // Over and over: a thread keeps replies back once it has been quick.
+        for _ in 0..20 {
+            let burst: Vec<u8> = (0..64).flat_map(|n| numbered(1, n, 20)).collect();
+            write(&peer, &burst);
+            let mut all = peer.try_clone().expect("a clone");
+            let reader = std::thread::spawn(move || {
+                for (n, len) in (0..64).zip(LENGTHS.into_iter().cycle()) {
+                    let reply = read_message(&mut all).expect("a reply");
+                    assert_eq!(reply, numbered(2, n, len));
+                }
+            });
+            for (n, len) in (0..64).zip(LENGTHS.into_iter().cycle()) {
+                let message = soon(&mut socket);
+                message.reply(&numbered(2, n, len)).expect("sent");
+            }
+            reader.join().expect("all replies");
+        }
+    });
+}
+
 /// A thread that has found a half-closed connection in the list sends just when another finds it
 /// answered and takes it out; and the stream takes only a part at that moment.
 #[test]
