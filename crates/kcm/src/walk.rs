@@ -288,26 +288,27 @@ pub(crate) enum Lent {
 
 #[inline(always)]
 fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Option<usize> {
-    let frame = match rule {
-        Stateless::Native(native) => native.parse(rest),
-        Stateless::Closure(function) => match function.parse(rest) {
-            // Neither is for a walk.
-            Verdict::Message(frame) if frame.len == 0 || Label::of(&frame) != Label::PLAIN => {
-                return None;
-            }
-            verdict => verdict,
+    /// What a message cannot be long.
+    const NONE: u64 = 0;
+    let len = match rule {
+        Stateless::Native(native) => match native.parse(rest) {
+            Verdict::Message(frame) => frame.len,
+            _ => NONE,
         },
+        // One with a label is not for a walk.
+        Stateless::Closure(function) => (function.parse_with(rest, |verdict| match verdict {
+            Verdict::Message(frame) if Label::of(&frame) == Label::PLAIN => frame.len,
+            _ => NONE,
+        }))
+        .unwrap_or(NONE),
     };
-    let Verdict::Message(frame) = frame else {
-        return None;
-    };
-    if frame.len > max_message_bytes.min(rest.len() as u64) {
+    if len == NONE || len > max_message_bytes.min(rest.len() as u64) {
         return None;
     }
     #[expect(
         clippy::cast_possible_truncation,
         reason = "not above the slice's length"
     )]
-    let len = frame.len as usize;
+    let len = len as usize;
     Some(len)
 }
