@@ -293,16 +293,18 @@ fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Optio
     let len = match rule {
         Stateless::Native(native) => match native.parse(rest) {
             Verdict::Message(frame) => frame.len,
-            _ => NONE,
+            _ => return None,
         },
-        // One with a label is not for a walk.
-        Stateless::Closure(function) => (function.parse_with(rest, |verdict| match verdict {
-            Verdict::Message(frame) if Label::of(&frame) == Label::PLAIN => frame.len,
-            _ => NONE,
-        }))
-        .unwrap_or(NONE),
+        Stateless::Closure(function) => {
+            // One with a label is not for a walk.
+            let len = function.parse_with(rest, |verdict| match verdict {
+                Verdict::Message(frame) if Label::of(&frame) == Label::PLAIN => frame.len,
+                _ => NONE,
+            });
+            len.filter(|len| *len != NONE)?
+        }
     };
-    if len == NONE || len > max_message_bytes.min(rest.len() as u64) {
+    if len > max_message_bytes.min(rest.len() as u64) {
         return None;
     }
     #[expect(
