@@ -15,8 +15,9 @@ use rustix::io::Errno;
 
 use crate::wire::Result;
 
-/// Ranges that one client may hold, 4,096: more than its processes need, in a fraction of a MiB.
-const MAX_RANGES: usize = 4_096;
+/// Ranges of all clients, 8,192: some MiB at most, and looked through in microseconds. No client may
+/// have more than are left: 4,096 for the first.
+const MAX_RANGES: usize = 8_192;
 /// Longest name that a client gives itself, in bytes: Linux sends its host name, of 64 at most.
 pub(crate) const MAX_CLIENT_ID_BYTES: usize = 256;
 
@@ -47,6 +48,10 @@ impl Lock {
     fn overlaps(&self, range: &RangeInclusive<u64>) -> bool {
         self.range.start() <= range.end() && range.start() <= self.range.end()
     }
+
+    fn surrounds(&self, range: &RangeInclusive<u64>) -> bool {
+        self.range.start() < range.start() && range.end() < self.range.end()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -62,11 +67,7 @@ impl Locks {
     /// `ENOLCK`: the client has too many.
     pub(crate) fn lock(&self, file: FileKey, lock: Lock) -> Result<bool> {
         let mut files = self.table();
-        let of_session = |held: &&Lock| held.owner.session == lock.owner.session;
-        let held = files.values().flatten().filter(of_session).count();
-        if held >= MAX_RANGES {
-            return Err(Errno::NOLCK);
-        }
+        room_for_more(&files, lock.owner.session)?;
         let held = files.entry(file).or_default();
         if held.iter().any(|other| other.conflicts(&lock)) {
             return Ok(false);
@@ -77,14 +78,30 @@ impl Locks {
     }
 
     /// Frees what the owner holds of the range.
-    pub(crate) fn unlock(&self, file: FileKey, range: &RangeInclusive<u64>, owner: &Owner) {
+    ///
+    /// # Errors
+    ///
+    /// `ENOLCK`: two pieces of a lock would be left, and the client has too many.
+    pub(crate) fn unlock(
+        &self,
+        file: FileKey,
+        range: &RangeInclusive<u64>,
+        owner: &Owner,
+    ) -> Result<()> {
         let mut files = self.table();
+        let Some(held) = files.get(&file) else {
+            return Ok(());
+        };
+        if held.iter().any(|l| l.owner == *owner && l.surrounds(range)) {
+            room_for_more(&files, owner.session)?;
+        }
         if let Some(held) = files.get_mut(&file) {
             cut_out(held, range, owner);
             if held.is_empty() {
                 files.remove(&file);
             }
         }
+        Ok(())
     }
 
     /// Whose lock is in the way of this one, if any.
@@ -105,6 +122,18 @@ impl Locks {
     fn table(&self) -> MutexGuard<'_, HashMap<FileKey, Vec<Lock>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn room_for_more(files: &HashMap<FileKey, Vec<Lock>>, session: u64) -> Result<()> {
+    let (mut all, mut of_session) = (0, 0);
+    for lock in files.values().flatten() {
+        all += 1;
+        of_session += usize::from(lock.owner.session == session);
+    }
+    if of_session >= MAX_RANGES.saturating_sub(all) {
+        return Err(Errno::NOLCK);
+    }
+    Ok(())
 }
 
 /// Takes the range out of what the owner holds; of a lock that goes beyond it, the ends stay.
@@ -174,7 +203,7 @@ mod tests {
             let write = below(2) == 1;
             let wanted = lock(u32::try_from(process).expect("small"), range.clone(), write);
             if below(3) == 0 {
-                locks.unlock(FILE, &range, &wanted.owner);
+                assert_eq!(locks.unlock(FILE, &range, &wanted.owner), Ok(()));
                 model[bytes].iter_mut().for_each(|byte| byte[process] = 0);
                 continue;
             }
@@ -195,17 +224,29 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_a_limited_number() {
+    fn a_client_has_a_limited_number_and_leaves_some_to_others() {
         let locks = Locks::default();
-        for at in 0..4096 {
-            assert_eq!(locks.lock(FILE, lock(1, 2 * at..=2 * at, true)), Ok(true));
-        }
-        assert_eq!(
-            locks.lock(FILE, lock(1, 9999..=9999, true)),
-            Err(Errno::NOLCK)
-        );
-        assert_eq!(locks.lock(FILE, lock(2, 9999..=9999, true)), Ok(true));
-        locks.unlock(FILE, &(0..=u64::MAX), &lock(1, 0..=0, true).owner);
-        assert_eq!(locks.lock(FILE, lock(1, 1..=1, true)), Ok(true));
+        let fill = |process: u32| {
+            (0..).find(|&at| {
+                let refused = locks.lock((1, process.into()), lock(process, at..=at, true));
+                refused == Err(Errno::NOLCK)
+            })
+        };
+        assert_eq!((fill(1), fill(2)), (Some(4096), Some(2048)));
+        let owner = lock(1, 0..=0, true).owner;
+        assert_eq!(locks.unlock((1, 1), &(0..=u64::MAX), &owner), Ok(()));
+        assert_eq!(locks.lock((1, 1), lock(1, 1..=1, true)), Ok(true));
+    }
+
+    #[test]
+    fn unlocking_the_middle_again_and_again_has_the_same_limit() {
+        let locks = Locks::default();
+        let all = lock(1, 0..=u64::MAX, true);
+        let owner = all.owner.clone();
+        assert_eq!(locks.lock(FILE, all), Ok(true));
+        let refused = (1..).find(|&at| locks.unlock(FILE, &(2 * at..=2 * at), &owner).is_err());
+        assert_eq!(refused, Some(4096));
+        assert_eq!(locks.unlock(FILE, &(0..=u64::MAX), &owner), Ok(()));
+        assert!(locks.table().is_empty());
     }
 }

@@ -34,9 +34,11 @@ pub const DEFAULT_MAX_CLIENTS: usize = 256;
 /// Workers unless told otherwise, at least 8, as the kernel's NFS server has: they wait for disks, not
 /// only for processors, and on a busy machine two threads get less of it than many.
 const MIN_WORKERS: usize = 8;
-/// Descriptors that are not for fids: the connections, those of the sockets (two each, one for
-/// each worker and for each client put aside), and those of walks and creations under way.
-const OTHER_DESCRIPTORS: usize = 128;
+/// Descriptors that are neither for fids, nor counted for each client (its connection, and a socket of
+/// two if it is put aside) or each worker (its socket, and two of a walk under way): those of the server.
+const OTHER_DESCRIPTORS: usize = 64;
+const CLIENT_DESCRIPTORS: usize = 3;
+const WORKER_DESCRIPTORS: usize = 4;
 /// A message has to be whole after this time; the Linux client sends each in one piece.
 const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(30);
 /// A client that does not acknowledge anything for so long is gone, in ms: 2 minutes, as long as
@@ -94,12 +96,12 @@ impl Server {
         let message_bytes = usize::try_from(max_msize).unwrap_or(usize::MAX);
         // What each client can have queued when all workers have a request of it, and its
         // flushes: then no worker ever waits for a client.
-        let send_buffer_bytes = message_bytes.saturating_mul(workers + 1);
+        let send_buffer_bytes = message_bytes.saturating_mul(workers.saturating_add(1));
         let send_buffer_bytes = send_buffer_bytes.saturating_add(2 * BEHIND_BYTES);
         let framing: Framing = "9p".parse().map_err(kcm::Error::from)?;
         let mut limits = MuxLimits::default();
         limits.max_connections = options.max_clients;
-        limits.max_sockets = workers + options.max_clients;
+        limits.max_sockets = workers.saturating_add(options.max_clients);
         limits.send_buffer_bytes = send_buffer_bytes;
         let mux = Multiplexor::builder(framing)
             .ordered(true)
@@ -107,13 +109,15 @@ impl Server {
             .mux_limits(limits)
             .build()?;
 
-        let others = OTHER_DESCRIPTORS + 3 * options.max_clients + 2 * workers;
+        let others = OTHER_DESCRIPTORS
+            .saturating_add(CLIENT_DESCRIPTORS.saturating_mul(options.max_clients))
+            .saturating_add(WORKER_DESCRIPTORS.saturating_mul(workers));
         let max_fids = descriptors().saturating_sub(others);
         if max_fids < options.max_clients {
             return Err(io::Error::other(format!(
                 "too few descriptors for {} clients: raise the limit (ulimit -n) beyond {}",
                 options.max_clients,
-                others + options.max_clients
+                others.saturating_add(options.max_clients)
             )));
         }
         let clients = Arc::new(Clients {

@@ -34,6 +34,8 @@ pub(crate) struct Tags {
 struct Table {
     requests: HashMap<u16, Request>,
     last_serial: u64,
+    /// Somebody waits for none to be left. (Telling nobody is a system call too.)
+    awaited: bool,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Tags {
         for flush in &flushes {
             table.mark(flush);
         }
-        if table.requests.is_empty() {
+        if table.awaited && table.requests.is_empty() {
             self.none_left.notify_all();
         }
         flushes
@@ -118,10 +120,12 @@ impl Tags {
 
     /// Waits until no request is under way. None may come meanwhile.
     pub(crate) fn wait_for_none(&self) {
-        let table = self
+        let mut table = self.lock();
+        table.awaited = true;
+        let waited = self
             .none_left
-            .wait_while(self.lock(), |table| !table.requests.is_empty());
-        drop(table);
+            .wait_while(table, |table| !table.requests.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).awaited = false;
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -5,10 +5,11 @@ use std::process::Command;
 #[test]
 fn the_kernels_client_is_served() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mount.sh");
-    let output = Command::new(script)
-        .args(["--server", env!("CARGO_BIN_EXE_9p")])
+    // A mount whose server does not answer would wait for ever.
+    let output = Command::new("timeout")
+        .args(["1800", script, "--server", env!("CARGO_BIN_EXE_9p")])
         .output()
-        .expect("bash is there");
+        .expect("coreutils are there");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     // Past the capture of the test harness.

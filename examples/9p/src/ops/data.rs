@@ -119,7 +119,7 @@ pub(super) fn lock(session: &Session, file: &Fid, lock: FileLock, reply: &mut Re
     let unlock = lock.write.is_none();
     let lock = lock.of_session(session.id)?;
     let status = if unlock {
-        locks.unlock(key, &lock.range, &lock.owner);
+        locks.unlock(key, &lock.range, &lock.owner)?;
         SUCCESS
     } else if locks.lock(key, lock)? {
         SUCCESS
