@@ -76,7 +76,7 @@ impl Program {
         let verified = verify(&insns)?;
         let inner = Inner {
             code: Code::new(&verified),
-            meaning: recognise(&verified.ops),
+            meaning: recognise(&verified),
             figures: verified.figures,
             insns,
         };
@@ -106,9 +106,10 @@ impl Program {
     /// The same; `now_ns` is asked for the time once for each message that has to be interpreted.
     #[must_use]
     pub fn framing_with_clock(&self, now_ns: impl Fn() -> u64 + Send + Sync + 'static) -> Framing {
-        match self.inner.meaning {
+        let inner = Arc::clone(&self.inner);
+        match &self.inner.meaning {
             Some(Meaning::Fixed(len)) => {
-                if let Ok(fixed) = Fixed::new(len.into()) {
+                if let Ok(fixed) = Fixed::new((*len).into()) {
                     return fixed.into();
                 }
             }
@@ -117,9 +118,13 @@ impl Program {
                     return native.into();
                 }
             }
+            Some(Meaning::Varint(varint)) => return (*varint).into(),
+            Some(Meaning::Tree(tree)) => {
+                let tree = Arc::clone(tree);
+                return Framing::closure(move |bytes| tree.parse(bytes));
+            }
             None => {}
         }
-        let inner = Arc::clone(&self.inner);
         Framing::closure(move |bytes| inner.run(bytes, now_ns()).verdict(bytes.len()))
     }
 
@@ -164,13 +169,18 @@ impl Inner {
         Outcome {
             result: crate::alu::low(left.result).cast_signed(),
             key: (left.written & 1 != 0).then_some(key),
-            class: (left.written & 2 != 0).then(|| u8::try_from(class).unwrap_or(u8::MAX)),
+            class: (left.written & 2 != 0).then(|| self::class(class)),
         }
     }
 }
 
 /// Bad address (14): what a stream ends with whose parser left its bounds.
-const EFAULT: i32 = 14;
+pub(crate) const EFAULT: i32 = 14;
+
+/// A class is what a program leaves, at most 255, so that the order of classes stays.
+pub(crate) fn class(word: u32) -> u8 {
+    u8::try_from(word).unwrap_or(u8::MAX)
+}
 
 impl Outcome {
     /// What this means for a message of which `have` bytes are there.
@@ -206,9 +216,11 @@ impl fmt::Display for Account {
         )?;
         writeln!(f, "stack: {stack_bytes} bytes")?;
         write!(f, "runs as: ")?;
-        match self.0.meaning {
+        match &self.0.meaning {
             Some(Meaning::Fixed(len)) => write!(f, "messages of {len} bytes"),
             Some(Meaning::Field(field)) => field.fmt(f),
+            Some(Meaning::Varint(varint)) => write!(f, "a varint: {varint}"),
+            Some(Meaning::Tree(tree)) => tree.fmt(f),
             None => write!(f, "interpreted instructions"),
         }
     }
