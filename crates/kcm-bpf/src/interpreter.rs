@@ -29,20 +29,31 @@ pub(crate) struct Code {
     /// Where a run begins: behind moves that change nothing, for all registers but the frame pointer
     /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads.)
     start: usize,
-    /// Neither stack nor calls.
-    is_plain: bool,
+    frame: Frame,
     /// Jumps back and calls that a run may take.
     turns: u64,
 }
 
-/// What a run leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a run leaves behind beside its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
-    pub(crate) result: u64,
     pub(crate) cb: [u8; CB_BYTES],
     /// Which words of `cb` were written, as bits.
     pub(crate) written: u8,
 }
+
+/// What has to be cleared for a program before it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// Nothing: it has neither stack nor calls.
+    None,
+    /// A stack of at most [`SMALL_STACK_BYTES`], and no calls.
+    Small,
+    Whole,
+}
+
+/// As much stack as a copy of a header takes.
+const SMALL_STACK_BYTES: usize = 64;
 
 /// The program left its bounds, which the verifier should have seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,38 +241,44 @@ impl Code {
         Self {
             start: steps.iter().take_while(is_idle).count(),
             steps,
-            is_plain: verified.figures.stack_bytes == 0 && functions.len() == 1,
+            frame: match verified.figures.stack_bytes {
+                0 if functions.len() == 1 => Frame::None,
+                ..=SMALL_STACK_BYTES if functions.len() == 1 => Frame::Small,
+                _ => Frame::Whole,
+            },
             turns: verified.figures.longest as u64,
         }
     }
 
-    /// Runs the program over the bytes of a message. `now_ns` is what it gets for the time.
+    /// Runs the program over the bytes of a message and gives its result. `now_ns` is what it gets
+    /// for the time.
+    ///
+    /// The result comes back in registers. As a part of what is left behind it would be written in
+    /// pieces and read as a whole, for which the processor waits longer than the program takes.
     #[inline]
-    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64) -> Result<Left, Trap> {
-        // A loop of its own for those that need neither, as both are cleared before the first step.
-        if self.is_plain {
-            self.run_with::<0, 0>(bytes, now_ns)
-        } else {
-            self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns)
+    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64, left: &mut Left) -> Result<u64, Trap> {
+        // A loop of its own for each, as what there is is cleared before the first step.
+        match self.frame {
+            Frame::None => self.run_with::<0, 0>(bytes, now_ns, left),
+            Frame::Small => self.run_with::<SMALL_STACK_BYTES, 0>(bytes, now_ns, left),
+            Frame::Whole => {
+                self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns, left)
+            }
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn run_with<const STACK: usize, const CALLS: usize>(
         &self,
         bytes: &[u8],
         now_ns: u64,
-    ) -> Result<Left, Trap> {
+        left: &mut Left,
+    ) -> Result<u64, Trap> {
         let mut stack = [0u8; STACK];
         let mut callers = [Caller::default(); CALLS];
         let mut depth = 0;
         let mut regs: Regs = [0; 16];
         regs[usize::from(op::FP)] = STACK as u64;
-        let mut left = Left {
-            result: 0,
-            cb: [0; CB_BYTES],
-            written: 0,
-        };
         let mut turns = self.turns;
         let steps = &self.steps[..];
         let mut at = self.start;
@@ -270,8 +287,7 @@ impl Code {
             ($result:expr) => {{
                 let result = $result;
                 if CALLS == 0 || depth == 0 {
-                    left.result = result;
-                    return Ok(left);
+                    return Ok(result);
                 }
                 depth -= 1;
                 let caller = callers.get(depth).ok_or(Trap)?;
