@@ -36,8 +36,9 @@ use crate::alu::{Cmp, low};
 use crate::recognise::condition::{Comparison, compare};
 use crate::recognise::field::{Order, single};
 use crate::recognise::follow::{End, Node, Then, follow};
-use crate::recognise::number::{Bit, Number};
-pub(crate) use crate::recognise::tree::Tree;
+use crate::recognise::number::Bit;
+pub(crate) use crate::recognise::number::Number;
+pub(crate) use crate::recognise::tree::{Sum, Tree};
 use crate::verifier::Verified;
 
 /// What a program comes down to.

@@ -34,7 +34,7 @@ pub(super) struct Term {
 
 /// A 64-bit number: the sum of its terms and a constant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Number {
+pub(crate) struct Number {
     pub(super) terms: Vec<Term>,
     pub(super) bias: u64,
     /// The low half of the sum; the upper half is 0.
@@ -68,7 +68,7 @@ impl Term {
 }
 
 impl Number {
-    pub(super) const fn constant(value: u64) -> Self {
+    pub(crate) const fn constant(value: u64) -> Self {
         Self {
             terms: Vec::new(),
             bias: value,
@@ -77,7 +77,7 @@ impl Number {
     }
 
     /// Bytes of the message, as they are loaded: the first one is the most significant.
-    pub(super) fn packet(offset: u32, size: u32) -> Self {
+    pub(crate) fn packet(offset: u32, size: u32) -> Self {
         Self::of_bits(std::array::from_fn(|i| match u32::try_from(i) {
             Ok(i) if i < 8 * size => Bit::Packet(8 * (offset + size - 1 - i / 8) + i % 8),
             _ => Bit::Zero,
@@ -187,7 +187,7 @@ impl Number {
     }
 
     /// The same without `half`, in one term, so that something can be done with all 64 bits.
-    pub(super) fn exact(self) -> Option<Self> {
+    pub(crate) fn exact(self) -> Option<Self> {
         if !self.half {
             return Some(self);
         }
@@ -205,7 +205,7 @@ impl Number {
         }
     }
 
-    pub(super) fn alu(self, alu: Alu, wide: bool, by: Self) -> Option<Self> {
+    pub(crate) fn alu(self, alu: Alu, wide: bool, by: Self) -> Option<Self> {
         if let (Some(a), Some(b)) = (self.as_constant(), by.as_constant()) {
             return Some(Self::constant(alu.eval(wide, a, b)));
         }
@@ -236,7 +236,7 @@ impl Number {
         }
     }
 
-    pub(super) fn swap(&self, swap: Swap) -> Option<Self> {
+    pub(crate) fn swap(&self, swap: Swap) -> Option<Self> {
         let bits = self.as_bits()?;
         let width = usize::try_from(swap.bits).ok()?;
         Some(Self::of_bits(std::array::from_fn(|i| {

@@ -79,7 +79,7 @@ enum Run {
 
 /// Pieces of the message, and a constant.
 #[derive(Debug)]
-struct Sum {
+pub(crate) struct Sum {
     /// The first one by itself: most have no other.
     first: Piece,
     more: Vec<Piece>,
@@ -367,8 +367,13 @@ impl Sum {
         })
     }
 
+    /// If it is a single piece.
+    pub(crate) fn single(number: &Number) -> Option<Self> {
+        Self::new(number).filter(|sum| sum.more.is_empty() && !number.half)
+    }
+
     #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> u64 {
+    pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
         let mut sum = self.first.of(bytes).wrapping_add(self.bias);
         for piece in &self.more {
             sum = sum.wrapping_add(piece.of(bytes));
