@@ -3,9 +3,11 @@
 //! A program is prepared once, to steps of 16 bytes with absolute jumps, and then run for each
 //! message. What matters is the time of five to ten instructions, a few nanoseconds each:
 //!
-//! * One step for each instruction, whether its second operand is a register or a constant: the
-//!   operand is the sum of both. Register 15 is always 0, and so is the constant of a step that has
-//!   a register. An addition costs less than a second set of cases.
+//! * A load from the message, what is done with it at once, and the end of the program behind it
+//!   are one step, a [`Formula`].
+//! * The most frequent steps have cases of their own for a constant and for a register as second
+//!   operand. The others take the sum of both: register 15 is always 0, and so is the constant of a
+//!   step that has a register.
 //! * Register numbers are masked to the 16 registers there are, so no bounds are checked.
 //! * The stack is only there for programs that use it: clearing 512 bytes costs as much as five
 //!   instructions.
@@ -16,8 +18,11 @@
 //! or a call costs one of a number of turns. A program that breaks out of its bounds all the same
 //! is *trapped*, which is a bug of ours.
 
+mod formula;
+
 use crate::alu::{Alu, Cmp, Swap, low, sign_extend};
 use crate::decode::{Op, Operand};
+use crate::interpreter::formula::Formula;
 use crate::insn::op;
 use crate::verifier::helpers::{KTIME_GET_NS, SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
 use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
@@ -26,23 +31,35 @@ use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
 #[derive(Debug)]
 pub(crate) struct Code {
     steps: Vec<Step>,
+    formulas: Vec<Formula>,
     /// Where a run begins: behind moves that change nothing, for all registers but the frame pointer
     /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads.)
     start: usize,
-    /// Neither stack nor calls.
-    is_plain: bool,
+    frame: Frame,
     /// Jumps back and calls that a run may take.
     turns: u64,
 }
 
-/// What a run leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a run leaves behind beside its result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
-    pub(crate) result: u64,
     pub(crate) cb: [u8; CB_BYTES],
     /// Which words of `cb` were written, as bits.
     pub(crate) written: u8,
 }
+
+/// What has to be cleared for a program before it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Frame {
+    /// Nothing: it has neither stack nor calls.
+    None,
+    /// A stack of at most [`SMALL_STACK_BYTES`], and no calls.
+    Small,
+    Whole,
+}
+
+/// As much stack as a copy of a header takes.
+const SMALL_STACK_BYTES: usize = 64;
 
 /// The program left its bounds, which the verifier should have seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,33 +83,33 @@ macro_rules! with_operations {
     ($then:ident! $($rest:tt)*) => {
         $then! {
             [
-                Add Add64 Add32,
-                Sub Sub64 Sub32,
-                Mul Mul64 Mul32,
-                Div Div64 Div32,
-                SDiv SDiv64 SDiv32,
-                Or Or64 Or32,
-                And And64 And32,
-                Lsh Lsh64 Lsh32,
-                Rsh Rsh64 Rsh32,
-                Mod Mod64 Mod32,
-                SMod SMod64 SMod32,
-                Xor Xor64 Xor32,
-                Mov Mov64 Mov32,
-                Arsh Arsh64 Arsh32,
+                Add Add64 Add32 Add64K Add32K,
+                Sub Sub64 Sub32 Sub64K Sub32K,
+                Mul Mul64 Mul32 Mul64K Mul32K,
+                Div Div64 Div32 Div64K Div32K,
+                SDiv SDiv64 SDiv32 SDiv64K SDiv32K,
+                Or Or64 Or32 Or64K Or32K,
+                And And64 And32 And64K And32K,
+                Lsh Lsh64 Lsh32 Lsh64K Lsh32K,
+                Rsh Rsh64 Rsh32 Rsh64K Rsh32K,
+                Mod Mod64 Mod32 Mod64K Mod32K,
+                SMod SMod64 SMod32 SMod64K SMod32K,
+                Xor Xor64 Xor32 Xor64K Xor32K,
+                Mov Mov64 Mov32 Mov64K Mov32K,
+                Arsh Arsh64 Arsh32 Arsh64K Arsh32K,
             ]
             [
-                Eq IfEq64 IfEq32 BackEq64 BackEq32,
-                Ne IfNe64 IfNe32 BackNe64 BackNe32,
-                Gt IfGt64 IfGt32 BackGt64 BackGt32,
-                Ge IfGe64 IfGe32 BackGe64 BackGe32,
-                Lt IfLt64 IfLt32 BackLt64 BackLt32,
-                Le IfLe64 IfLe32 BackLe64 BackLe32,
-                SGt IfSGt64 IfSGt32 BackSGt64 BackSGt32,
-                SGe IfSGe64 IfSGe32 BackSGe64 BackSGe32,
-                SLt IfSLt64 IfSLt32 BackSLt64 BackSLt32,
-                SLe IfSLe64 IfSLe32 BackSLe64 BackSLe32,
-                Set IfSet64 IfSet32 BackSet64 BackSet32,
+                Eq IfEq64 IfEq32 IfEq64K IfEq32K BackEq64 BackEq32,
+                Ne IfNe64 IfNe32 IfNe64K IfNe32K BackNe64 BackNe32,
+                Gt IfGt64 IfGt32 IfGt64K IfGt32K BackGt64 BackGt32,
+                Ge IfGe64 IfGe32 IfGe64K IfGe32K BackGe64 BackGe32,
+                Lt IfLt64 IfLt32 IfLt64K IfLt32K BackLt64 BackLt32,
+                Le IfLe64 IfLe32 IfLe64K IfLe32K BackLe64 BackLe32,
+                SGt IfSGt64 IfSGt32 IfSGt64K IfSGt32K BackSGt64 BackSGt32,
+                SGe IfSGe64 IfSGe32 IfSGe64K IfSGe32K BackSGe64 BackSGe32,
+                SLt IfSLt64 IfSLt32 IfSLt64K IfSLt32K BackSLt64 BackSLt32,
+                SLe IfSLe64 IfSLe32 IfSLe64K IfSLe32K BackSLe64 BackSLe32,
+                Set IfSet64 IfSet32 IfSet64K IfSet32K BackSet64 BackSet32,
             ]
             $($rest)*
         }
@@ -101,31 +118,41 @@ macro_rules! with_operations {
 
 macro_rules! define_kinds {
     (
-        [$($alu:ident $alu64:ident $alu32:ident,)*]
-        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
+        [$($alu:ident $alu64:ident $alu32:ident $alu64k:ident $alu32k:ident,)*]
+        [$(
+            $cmp:ident $if64:ident $if32:ident $if64k:ident $if32k:ident $back64:ident
+            $back32:ident,
+        )*]
         { $($other:tt)* }
     ) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         enum Kind {
-            $($alu64, $alu32,)*
-            $($if64, $if32, $back64, $back32,)*
+            $($alu64, $alu32, $alu64k, $alu32k,)*
+            $($if64, $if32, $if64k, $if32k, $back64, $back32,)*
             $($other)*
         }
 
         impl Kind {
-            const fn of_alu(alu: Alu, wide: bool) -> Self {
-                match (alu, wide) {
-                    $((Alu::$alu, true) => Self::$alu64, (Alu::$alu, false) => Self::$alu32,)*
+            const fn of_alu(alu: Alu, wide: bool, by: Operand) -> Self {
+                match (alu, wide, by) {
+                    $(
+                        (Alu::$alu, true, Operand::Reg(_)) => Self::$alu64,
+                        (Alu::$alu, false, Operand::Reg(_)) => Self::$alu32,
+                        (Alu::$alu, true, Operand::Imm(_)) => Self::$alu64k,
+                        (Alu::$alu, false, Operand::Imm(_)) => Self::$alu32k,
+                    )*
                 }
             }
 
-            const fn of_branch(cmp: Cmp, wide: bool, back: bool) -> Self {
-                match (cmp, wide, back) {
+            const fn of_branch(cmp: Cmp, wide: bool, by: Operand, back: bool) -> Self {
+                match (cmp, wide, back, by) {
                     $(
-                        (Cmp::$cmp, true, false) => Self::$if64,
-                        (Cmp::$cmp, false, false) => Self::$if32,
-                        (Cmp::$cmp, true, true) => Self::$back64,
-                        (Cmp::$cmp, false, true) => Self::$back32,
+                        (Cmp::$cmp, true, false, Operand::Reg(_)) => Self::$if64,
+                        (Cmp::$cmp, false, false, Operand::Reg(_)) => Self::$if32,
+                        (Cmp::$cmp, true, false, Operand::Imm(_)) => Self::$if64k,
+                        (Cmp::$cmp, false, false, Operand::Imm(_)) => Self::$if32k,
+                        (Cmp::$cmp, true, true, _) => Self::$back64,
+                        (Cmp::$cmp, false, true, _) => Self::$back32,
                     )*
                     // No instruction has this comparison.
                     (Cmp::Clear, ..) => Self::Trap,
@@ -144,8 +171,10 @@ with_operations! { define_kinds! {
     Swap32,
     Swap64,
     Truncate,
+    Const,
     Jump,
     Back,
+    Field,
     Packet1,
     Packet2,
     Packet4,
@@ -168,37 +197,52 @@ with_operations! { define_kinds! {
 /// The `match` over all kinds: those of the lists, and others that are given.
 macro_rules! dispatch {
     (
-        [$($alu:ident $alu64:ident $alu32:ident,)*]
-        [$($cmp:ident $if64:ident $if32:ident $back64:ident $back32:ident,)*]
-        ($step:ident, $dst:expr, $by:ident, $at:ident, $turns:ident)
+        [$($alu:ident $alu64:ident $alu32:ident $alu64k:ident $alu32k:ident,)*]
+        [$(
+            $cmp:ident $if64:ident $if32:ident $if64k:ident $if32k:ident $back64:ident
+            $back32:ident,
+        )*]
+        ($step:ident, $dst:expr, $by:expr, $go:ident, $turns:ident)
         { $($other:pat => $body:expr,)* }
     ) => {
         match $step.kind {
             $(
                 Kind::$alu64 => $dst = Alu::$alu.eval(true, $dst, $by),
                 Kind::$alu32 => $dst = Alu::$alu.eval(false, $dst, $by),
+                Kind::$alu64k => $dst = Alu::$alu.eval(true, $dst, $step.imm),
+                Kind::$alu32k => $dst = Alu::$alu.eval(false, $dst, $step.imm),
             )*
             $(
                 Kind::$if64 => {
                     if Cmp::$cmp.holds(true, $dst, $by) {
-                        $at = $step.to as usize;
+                        $go!($step.to);
                     }
                 }
                 Kind::$if32 => {
                     if Cmp::$cmp.holds(false, $dst, $by) {
-                        $at = $step.to as usize;
+                        $go!($step.to);
+                    }
+                }
+                Kind::$if64k => {
+                    if Cmp::$cmp.holds(true, $dst, $step.imm) {
+                        $go!($step.to);
+                    }
+                }
+                Kind::$if32k => {
+                    if Cmp::$cmp.holds(false, $dst, $step.imm) {
+                        $go!($step.to);
                     }
                 }
                 Kind::$back64 => {
-                    if Cmp::$cmp.holds(true, $dst, $by) {
+                    if Cmp::$cmp.holds(true, $dst, $by.wrapping_add($step.imm)) {
                         $turns = $turns.checked_sub(1).ok_or(Trap)?;
-                        $at = $step.to as usize;
+                        $go!($step.to);
                     }
                 }
                 Kind::$back32 => {
-                    if Cmp::$cmp.holds(false, $dst, $by) {
+                    if Cmp::$cmp.holds(false, $dst, $by.wrapping_add($step.imm)) {
                         $turns = $turns.checked_sub(1).ok_or(Trap)?;
-                        $at = $step.to as usize;
+                        $go!($step.to);
                     }
                 }
             )*
@@ -206,6 +250,7 @@ macro_rules! dispatch {
         }
     };
 }
+
 /// A register that is always 0.
 const ZERO: u8 = 15;
 
@@ -223,145 +268,178 @@ impl Code {
             let frame_bytes = verified.frame_bytes[function];
             prepare(op, at, verified.contexts[at], frame_bytes)
         });
-        let steps: Vec<Step> = steps.collect();
+        let mut steps: Vec<Step> = steps.collect();
+        let formulas = Formula::all(&verified.ops, &mut steps);
         let is_idle = |step: &&Step| {
             step.kind == Kind::Mov64 && step.imm == 0 && step.src != op::FP && step.dst != op::FP
         };
         Self {
             start: steps.iter().take_while(is_idle).count(),
             steps,
-            is_plain: verified.figures.stack_bytes == 0 && functions.len() == 1,
+            formulas,
+            frame: match verified.figures.stack_bytes {
+                0 if functions.len() == 1 => Frame::None,
+                ..=SMALL_STACK_BYTES if functions.len() == 1 => Frame::Small,
+                _ => Frame::Whole,
+            },
             turns: verified.figures.longest as u64,
         }
     }
 
-    /// Runs the program over the bytes of a message. `now_ns` is what it gets for the time.
+    /// Runs the program over the bytes of a message and gives its result. `now_ns` is what it gets
+    /// for the time.
+    ///
+    /// The result comes back in registers. As a part of what is left behind it would be written in
+    /// pieces and read as a whole, for which the processor waits longer than the program takes.
     #[inline]
-    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64) -> Result<Left, Trap> {
-        // A loop of its own for those that need neither, as both are cleared before the first step.
-        if self.is_plain {
-            self.run_with::<0, 0>(bytes, now_ns)
-        } else {
-            self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns)
+    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64, left: &mut Left) -> Result<u64, Trap> {
+        // A loop of its own for each, as what there is is cleared before the first step.
+        match self.frame {
+            Frame::None => self.run_with::<0, 0>(bytes, now_ns, left),
+            Frame::Small => self.run_with::<SMALL_STACK_BYTES, 0>(bytes, now_ns, left),
+            Frame::Whole => {
+                self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns, left)
+            }
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn run_with<const STACK: usize, const CALLS: usize>(
         &self,
         bytes: &[u8],
         now_ns: u64,
-    ) -> Result<Left, Trap> {
+        left: &mut Left,
+    ) -> Result<u64, Trap> {
         let mut stack = [0u8; STACK];
         let mut callers = [Caller::default(); CALLS];
         let mut depth = 0;
         let mut regs: Regs = [0; 16];
         regs[usize::from(op::FP)] = STACK as u64;
-        let mut left = Left {
-            result: 0,
-            cb: [0; CB_BYTES],
-            written: 0,
-        };
         let mut turns = self.turns;
-        let steps = &self.steps[..];
-        let mut at = self.start;
+        // A slice's iterator, for it costs less to go on than an index.
+        let mut ahead = self.steps.get(self.start..).unwrap_or(&[]).iter();
+        macro_rules! go {
+            ($to:expr) => {
+                ahead = self.steps.get($to as usize..).ok_or(Trap)?.iter()
+            };
+        }
         /// Ends the function with a result.
         macro_rules! leave {
             ($result:expr) => {{
                 let result = $result;
                 if CALLS == 0 || depth == 0 {
-                    left.result = result;
-                    return Ok(left);
+                    return Ok(result);
                 }
                 depth -= 1;
                 let caller = callers.get(depth).ok_or(Trap)?;
                 regs[SAVED].copy_from_slice(&caller.registers);
                 regs[0] = result;
-                at = caller.back;
+                go!(caller.back);
             }};
         }
-        loop {
-            let Some(step) = steps.get(at) else {
-                return Err(Trap);
-            };
-            at += 1;
+        while let Some(step) = ahead.next() {
             let (dst, src) = (usize::from(step.dst & 15), usize::from(step.src & 15));
-            let by = regs[src].wrapping_add(step.imm);
-            with_operations! { dispatch! (step, regs[dst], by, at, turns) {
-                           Kind::Neg64 => regs[dst] = Alu::Sub.eval(true, 0, regs[dst]),
-                           Kind::Neg32 => regs[dst] = Alu::Sub.eval(false, 0, regs[dst]),
-                           Kind::MovSx64 => regs[dst] = sign_extend(step.to, true, by),
-                           Kind::MovSx32 => regs[dst] = sign_extend(step.to, false, by),
-                           Kind::Swap16 => regs[dst] = reverse(16).eval(regs[dst]),
-                           Kind::Swap32 => regs[dst] = reverse(32).eval(regs[dst]),
-                           Kind::Swap64 => regs[dst] = reverse(64).eval(regs[dst]),
-                           Kind::Truncate => {
-                               let swap = Swap { bits: step.to, reverse: false };
-                               regs[dst] = swap.eval(regs[dst]);
-                           },
-                           Kind::Jump => at = step.to as usize,
-                           Kind::Back => {
-                               turns = turns.checked_sub(1).ok_or(Trap)?;
-                               at = step.to as usize;
-                           },
-                           Kind::Packet1 => match packet(bytes, low(by), |[byte]: [u8; 1]| byte.into()) {
-                               Some(value) => regs[0] = value,
-                               None => leave!(0),
-                           },
-                           Kind::Packet2 => match packet(bytes, low(by), |b| u16::from_be_bytes(b).into()) {
-                               Some(value) => regs[0] = value,
-                               None => leave!(0),
-                           },
-                           Kind::Packet4 => match packet(bytes, low(by), |b| u32::from_be_bytes(b).into()) {
-                               Some(value) => regs[0] = value,
-                               None => leave!(0),
-                           },
-                           Kind::LoadStack => regs[dst] = load(&stack, by, step.to).ok_or(Trap)?,
-                           Kind::StoreStack1 => {
-            let address = moved(regs[dst], step.to);
-            store(&mut stack, address, 1, by).ok_or(Trap)?;
-            },
-                           Kind::StoreStack2 => {
-            let address = moved(regs[dst], step.to);
-            store(&mut stack, address, 2, by).ok_or(Trap)?;
-            },
-                           Kind::StoreStack4 => {
-            let address = moved(regs[dst], step.to);
-            store(&mut stack, address, 4, by).ok_or(Trap)?;
-            },
-                           Kind::StoreStack8 => {
-            let address = moved(regs[dst], step.to);
-            store(&mut stack, address, 8, by).ok_or(Trap)?;
-            },
-                           Kind::LoadLen => {
-                               let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                               regs[dst] = load(&len.to_le_bytes(), step.imm, step.to).ok_or(Trap)?;
-                           },
-                           Kind::LoadCb => regs[dst] = load(&left.cb, step.imm, step.to).ok_or(Trap)?,
-                           Kind::StoreCb => {
-                               let (at, size) = (step.to & 0xff, step.to >> 8);
-                               store(&mut left.cb, at.into(), size, by).ok_or(Trap)?;
-                               left.written |= if size == 8 { 0b11 } else { 1 } << (at / 4);
-                           },
-                           Kind::LoadBytes | Kind::LoadBytesRelative => {
-                               let relative = step.kind == Kind::LoadBytesRelative;
-                               regs[0] = load_bytes(bytes, &mut stack, &regs, relative).ok_or(Trap)?;
-                           },
-                           Kind::Time => regs[0] = now_ns,
-                           Kind::Call => {
-                               turns = turns.checked_sub(1).ok_or(Trap)?;
-                               let caller = callers.get_mut(depth).ok_or(Trap)?;
-                               caller.registers.copy_from_slice(&regs[SAVED]);
-                               caller.back = at;
-                               depth += 1;
-                               let fp = usize::from(op::FP);
-                               regs[fp] = regs[fp].wrapping_sub(step.imm);
-                               at = step.to as usize;
-                           },
-                           Kind::Exit => leave!(regs[0]),
-                           Kind::Trap => return Err(Trap),
-                       } }
+            with_operations! { dispatch! (step, regs[dst], regs[src], go, turns) {
+                Kind::Neg64 => regs[dst] = Alu::Sub.eval(true, 0, regs[dst]),
+                Kind::Neg32 => regs[dst] = Alu::Sub.eval(false, 0, regs[dst]),
+                Kind::MovSx64 => regs[dst] = sign_extend(step.to, true, regs[src]),
+                Kind::MovSx32 => regs[dst] = sign_extend(step.to, false, regs[src]),
+                Kind::Swap16 => regs[dst] = reverse(16).eval(regs[dst]),
+                Kind::Swap32 => regs[dst] = reverse(32).eval(regs[dst]),
+                Kind::Swap64 => regs[dst] = reverse(64).eval(regs[dst]),
+                Kind::Truncate => {
+                    let swap = Swap { bits: step.to, reverse: false };
+                    regs[dst] = swap.eval(regs[dst]);
+                },
+                Kind::Const => regs[dst] = step.imm,
+                Kind::Jump => go!(step.to),
+                Kind::Back => {
+                    turns = turns.checked_sub(1).ok_or(Trap)?;
+                    go!(step.to);
+                },
+                Kind::Field => {
+                    let formula = self.formulas.get(step.to as usize).ok_or(Trap)?;
+                    match formula.value(bytes) {
+                        Some(value) if formula.is_result => leave!(value),
+                        Some(value) => {
+                            regs[0] = value;
+                            go!(formula.next);
+                        }
+                        None => leave!(0),
+                    }
+                },
+                Kind::Packet1 => {
+                    let offset = low(regs[src].wrapping_add(step.imm));
+                    match packet(bytes, offset, |[byte]: [u8; 1]| byte.into()) {
+                        Some(value) => regs[0] = value,
+                        None => leave!(0),
+                    }
+                },
+                Kind::Packet2 => {
+                    let offset = low(regs[src].wrapping_add(step.imm));
+                    match packet(bytes, offset, |b| u16::from_be_bytes(b).into()) {
+                        Some(value) => regs[0] = value,
+                        None => leave!(0),
+                    }
+                },
+                Kind::Packet4 => {
+                    let offset = low(regs[src].wrapping_add(step.imm));
+                    match packet(bytes, offset, |b| u32::from_be_bytes(b).into()) {
+                        Some(value) => regs[0] = value,
+                        None => leave!(0),
+                    }
+                },
+                Kind::LoadStack => {
+                    let address = regs[src].wrapping_add(step.imm);
+                    regs[dst] = load(&stack, address, step.to).ok_or(Trap)?;
+                },
+                Kind::StoreStack1 => {
+                    let value = regs[src].wrapping_add(step.imm);
+                    store(&mut stack, moved(regs[dst], step.to), 1, value).ok_or(Trap)?;
+                },
+                Kind::StoreStack2 => {
+                    let value = regs[src].wrapping_add(step.imm);
+                    store(&mut stack, moved(regs[dst], step.to), 2, value).ok_or(Trap)?;
+                },
+                Kind::StoreStack4 => {
+                    let value = regs[src].wrapping_add(step.imm);
+                    store(&mut stack, moved(regs[dst], step.to), 4, value).ok_or(Trap)?;
+                },
+                Kind::StoreStack8 => {
+                    let value = regs[src].wrapping_add(step.imm);
+                    store(&mut stack, moved(regs[dst], step.to), 8, value).ok_or(Trap)?;
+                },
+                Kind::LoadLen => {
+                    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    regs[dst] = load(&len.to_le_bytes(), step.imm, step.to).ok_or(Trap)?;
+                },
+                Kind::LoadCb => regs[dst] = load(&left.cb, step.imm, step.to).ok_or(Trap)?,
+                Kind::StoreCb => {
+                    let (at, size) = (step.to & 0xff, step.to >> 8);
+                    let value = regs[src].wrapping_add(step.imm);
+                    store(&mut left.cb, at.into(), size, value).ok_or(Trap)?;
+                    left.written |= if size == 8 { 0b11 } else { 1 } << (at / 4);
+                },
+                Kind::LoadBytes | Kind::LoadBytesRelative => {
+                    let relative = step.kind == Kind::LoadBytesRelative;
+                    regs[0] = load_bytes(bytes, &mut stack, &regs, relative).ok_or(Trap)?;
+                },
+                Kind::Time => regs[0] = now_ns,
+                Kind::Call => {
+                    turns = turns.checked_sub(1).ok_or(Trap)?;
+                    let caller = callers.get_mut(depth).ok_or(Trap)?;
+                    caller.registers.copy_from_slice(&regs[SAVED]);
+                    caller.back = self.steps.len() - ahead.len();
+                    depth += 1;
+                    let fp = usize::from(op::FP);
+                    regs[fp] = regs[fp].wrapping_sub(step.imm);
+                    go!(step.to);
+                },
+                Kind::Exit => leave!(regs[0]),
+                Kind::Trap => return Err(Trap),
+            } }
         }
+        Err(Trap)
     }
 }
 
@@ -388,9 +466,10 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             dst,
             src,
         } => {
+            let kind = Kind::of_alu(alu, wide, src);
             let (src, imm) = operand(src);
             Step {
-                kind: Kind::of_alu(alu, wide),
+                kind,
                 dst,
                 src,
                 imm,
@@ -429,14 +508,14 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             }
         }
         Op::Const { dst, value } => Step {
-            kind: Kind::Mov64,
+            kind: Kind::Const,
             dst,
             imm: value,
             ..trap
         },
         // Gone over; the step before goes here, and it costs less than a second jump.
         Op::ConstEnd => Step {
-            kind: Kind::Or64,
+            kind: Kind::Or64K,
             ..trap
         },
         Op::Load {
@@ -461,7 +540,7 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
                 ..trap
             },
             Some(Context::Zero) => Step {
-                kind: Kind::Mov64,
+                kind: Kind::Const,
                 dst,
                 ..trap
             },
@@ -534,9 +613,10 @@ fn prepare(op: &Op, at: usize, context: Option<Context>, frame_bytes: usize) -> 
             src,
             target,
         } => {
+            let kind = Kind::of_branch(cmp, wide, src, goes_back(target));
             let (src, imm) = operand(src);
             Step {
-                kind: Kind::of_branch(cmp, wide, goes_back(target)),
+                kind,
                 dst,
                 src,
                 to: index(target),

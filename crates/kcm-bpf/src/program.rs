@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kcm_frame::{Fixed, Framing, Verdict};
 
-use crate::interpreter::Code;
+use crate::interpreter::{Code, Left, Trap};
 use crate::recognise::{Meaning, recognise};
 use crate::verifier::{Figures, verify};
 use crate::{Insn, Result};
@@ -76,7 +76,7 @@ impl Program {
         let verified = verify(&insns)?;
         let inner = Inner {
             code: Code::new(&verified),
-            meaning: recognise(&verified.ops),
+            meaning: recognise(&verified),
             figures: verified.figures,
             insns,
         };
@@ -106,9 +106,10 @@ impl Program {
     /// The same; `now_ns` is asked for the time once for each message that has to be interpreted.
     #[must_use]
     pub fn framing_with_clock(&self, now_ns: impl Fn() -> u64 + Send + Sync + 'static) -> Framing {
-        match self.inner.meaning {
+        let inner = Arc::clone(&self.inner);
+        match &self.inner.meaning {
             Some(Meaning::Fixed(len)) => {
-                if let Ok(fixed) = Fixed::new(len.into()) {
+                if let Ok(fixed) = Fixed::new((*len).into()) {
                     return fixed.into();
                 }
             }
@@ -117,10 +118,14 @@ impl Program {
                     return native.into();
                 }
             }
+            Some(Meaning::Varint(varint)) => return (*varint).into(),
+            Some(Meaning::Tree(tree)) => {
+                let tree = Arc::clone(tree);
+                return Framing::closure(move |bytes| tree.parse(bytes));
+            }
             None => {}
         }
-        let inner = Arc::clone(&self.inner);
-        Framing::closure(move |bytes| inner.run(bytes, now_ns()).verdict(bytes.len()))
+        Framing::closure(move |bytes| inner.verdict(bytes, now_ns()))
     }
 
     /// The instructions.
@@ -139,40 +144,61 @@ impl Program {
     #[must_use]
     pub fn interpreted(&self) -> Framing {
         let inner = Arc::clone(&self.inner);
-        Framing::closure(move |bytes| inner.run(bytes, 0).verdict(bytes.len()))
+        Framing::closure(move |bytes| inner.verdict(bytes, 0))
     }
 }
 
 impl Inner {
     #[inline]
+    fn verdict(&self, bytes: &[u8], now_ns: u64) -> Verdict {
+        let mut left = Left::default();
+        let result = self.result(bytes, now_ns, &mut left);
+        if result <= 0 || left.written & 0b11 == 0 {
+            return Verdict::from_kernel(result, bytes.len());
+        }
+        Outcome::new(result, &left).verdict(bytes.len())
+    }
+
     fn run(&self, bytes: &[u8], now_ns: u64) -> Outcome {
-        let left = self.code.run(bytes, now_ns);
-        // The verifier has made sure of it. Should it be wrong, the stream ends.
-        debug_assert!(left.is_ok(), "a verified program left its bounds");
-        let Ok(left) = left else {
-            return Outcome {
-                result: -EFAULT,
-                key: None,
-                class: None,
-            };
-        };
-        let [a, b, c, d, e, f, g, h, ..] = left.cb;
-        let (key, class) = (
-            u32::from_le_bytes([a, b, c, d]),
-            u32::from_le_bytes([e, f, g, h]),
-        );
-        Outcome {
-            result: crate::alu::low(left.result).cast_signed(),
-            key: (left.written & 1 != 0).then_some(key),
-            class: (left.written & 2 != 0).then(|| u8::try_from(class).unwrap_or(u8::MAX)),
+        let mut left = Left::default();
+        let result = self.result(bytes, now_ns, &mut left);
+        Outcome::new(result, &left)
+    }
+
+    #[inline]
+    fn result(&self, bytes: &[u8], now_ns: u64, left: &mut Left) -> i32 {
+        match self.code.run(bytes, now_ns, left) {
+            Ok(result) => crate::alu::low(result).cast_signed(),
+            // The verifier has made sure that this is not. Should it be wrong, the stream ends.
+            Err(Trap) => {
+                debug_assert!(false, "a verified program left its bounds");
+                -EFAULT
+            }
         }
     }
 }
 
 /// Bad address (14): what a stream ends with whose parser left its bounds.
-const EFAULT: i32 = 14;
+pub(crate) const EFAULT: i32 = 14;
+
+/// A class is what a program leaves, at most 255, so that the order of classes stays.
+pub(crate) fn class(word: u32) -> u8 {
+    u8::try_from(word).unwrap_or(u8::MAX)
+}
 
 impl Outcome {
+    fn new(result: i32, left: &Left) -> Self {
+        let word = |n: usize| {
+            let bytes = left.cb.as_chunks().0.get(n).copied();
+            bytes.map(u32::from_le_bytes).filter(|_| left.written & 1 << n != 0)
+        };
+        Self {
+            result,
+            key: word(0),
+            class: word(1).map(class),
+        }
+    }
+
     /// What this means for a message of which `have` bytes are there.
     #[inline]
     #[must_use]
@@ -206,9 +232,11 @@ impl fmt::Display for Account {
         )?;
         writeln!(f, "stack: {stack_bytes} bytes")?;
         write!(f, "runs as: ")?;
-        match self.0.meaning {
+        match &self.0.meaning {
             Some(Meaning::Fixed(len)) => write!(f, "messages of {len} bytes"),
             Some(Meaning::Field(field)) => field.fmt(f),
+            Some(Meaning::Varint(varint)) => write!(f, "a varint: {varint}"),
+            Some(Meaning::Tree(tree)) => tree.fmt(f),
             None => write!(f, "interpreted instructions"),
         }
     }

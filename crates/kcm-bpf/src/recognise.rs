@@ -1,31 +1,54 @@
-//! Programs that say in instructions what a length field says in one formula.
+//! Programs that say in instructions what can be said in a few formulas.
 //!
-//! A straight program is followed once with symbols in place of numbers. The symbol is a row of 64
-//! bits, each 0, 1, or a certain bit of the message, and a number added to it. Shifts, masks, swaps
-//! and ors of disjoint parts just move bits about, so it does not matter in which of many ways a
-//! compiler has written a 24-bit little-endian field. What comes out as one piece of at most 8
-//! bytes of the message, moved by some places, is a [`Field`]; anything else is left to the
-//! interpreter.
+//! A program is followed once with symbols in place of numbers ([`follow`]), whose arithmetic is that
+//! of [`number`]. Without a decision, what comes out is often one piece of at most 8 bytes of the
+//! message, moved by some places: a length field, or else a varint, which kcm-frame has as plain
+//! values. The next best is a [`Tree`] of decisions between lengths that are sums of such pieces: an
+//! HTTP/2 frame or the preface, a WebSocket header of one of three sizes, a key beside the length.
+//! Anything else is left to the interpreter: lengths that are multiplied, offsets that the message
+//! says, more ways than are worth it.
+//!
+//! ```text
+//! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
+//! tree.rs       nodes as they are run               condition.rs  comparisons, as intervals
+//!                                                   field.rs      bits of the message, as fields
+//! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
 //!
-//! The kernel evaluates it in 32 bits, with overflow. Where some value of the field makes a difference
-//! (a sum that overflows, a length below the field's end), it is a [`LengthField`] that does so too
-//! ([`LengthField::in_32_bits`]); where none does, a plain one.
+//! The kernel evaluates a length in 32 bits, with overflow. Where some value of a field makes a
+//! difference (a sum that overflows, a length below the field's end), it is a [`LengthField`] that
+//! does so too ([`LengthField::in_32_bits`]); where none does, a plain one.
+
+mod condition;
+mod field;
+mod follow;
+mod number;
+mod tree;
 
 use std::fmt;
+use std::sync::Arc;
 
-use kcm_frame::{Endian, LengthField, MAX_FIELD_OFFSET};
+use kcm_frame::errno::EPROTO;
+use kcm_frame::{Endian, LengthField, MAX_FIELD_OFFSET, Varint};
 
-use crate::alu::{Alu, Swap, low};
-use crate::decode::{Op, Operand};
+use crate::alu::{Cmp, low};
+use crate::recognise::condition::{Comparison, compare};
+use crate::recognise::field::{Order, single};
+use crate::recognise::follow::{End, Node, Then, follow};
+use crate::recognise::number::Bit;
+pub(crate) use crate::recognise::number::Number;
+pub(crate) use crate::recognise::tree::{Sum, Tree};
+use crate::verifier::Verified;
 
 /// What a program comes down to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Meaning {
     /// Always this length, which is above 0.
     Fixed(u32),
     Field(Field),
+    Varint(Varint),
+    Tree(Arc<Tree>),
 }
 
 /// The low 32 bits of `((field & mask) >> right << left) + bias`, or 0 if the field is not there.
@@ -42,311 +65,138 @@ pub(crate) struct Field {
 }
 
 /// What the program comes down to, if it is one of these.
-pub(crate) fn recognise(ops: &[Op]) -> Option<Meaning> {
-    let mut regs: [Option<Symbol>; 11] = [None; 11];
-    // How much of the message must be there.
-    let mut end = 0;
-    for op in ops.iter().filter(|op| **op != Op::ConstEnd) {
-        match *op {
-            Op::Const { dst, value } => {
-                *regs.get_mut(usize::from(dst))? = Some(Symbol::constant(value));
-            }
-            Op::Alu {
-                alu,
-                wide,
-                dst,
-                src,
-            } => {
-                let dst = usize::from(dst);
-                let by = match src {
-                    Operand::Reg(reg) => *regs.get(usize::from(reg))?,
-                    Operand::Imm(imm) => Some(Symbol::constant(i64::from(imm).cast_unsigned())),
-                };
-                let old = *regs.get(dst)?;
-                *regs.get_mut(dst)? = match (alu, old, by) {
-                    (Alu::Mov, _, Some(by)) => by.cut(wide),
-                    (_, Some(old), Some(by)) => old.alu(alu, wide, &by),
-                    // A pointer perhaps; it does not come to be the result.
-                    _ => None,
-                };
-            }
-            Op::Swap { dst, swap } => {
-                let dst = regs.get_mut(usize::from(dst))?;
-                *dst = dst.and_then(|symbol| symbol.swap(swap));
-            }
-            Op::Packet {
-                size,
-                index,
-                offset,
-            } => {
-                let index = match index {
-                    None => 0,
-                    Some(reg) => (*regs.get(usize::from(reg))?)?.as_constant()?,
-                };
-                let offset = low(index).wrapping_add(offset.cast_unsigned());
-                let offset = usize::try_from(offset.cast_signed()).ok()?;
-                end = end.max(offset.checked_add(size.into())?);
-                regs[..6].fill(None);
-                regs[0] = Some(Symbol::packet(offset, size.into()));
-            }
-            Op::Exit => return conclude(&regs[0]?, end),
-            _ => return None,
-        }
-    }
-    None
+pub(crate) fn recognise(verified: &Verified) -> Option<Meaning> {
+    let nodes = follow(verified)?;
+    plain(&nodes)
+        .or_else(|| varint(&nodes).map(Meaning::Varint))
+        .or_else(|| Some(Meaning::Tree(Arc::new(Tree::new(&nodes)?))))
 }
 
-/// A number as the message's bits make it.
-#[derive(Clone, Copy)]
-struct Symbol {
-    /// The least significant bit first.
-    bits: [Bit; 64],
-    /// Added to it.
-    bias: u64,
-    /// Only the lower half is as said here.
-    half: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bit {
-    Zero,
-    One,
-    /// This bit of the message: 8 times its byte's offset, plus its place in it, counted from the
-    /// least significant.
-    Packet(usize),
-}
-
-impl Symbol {
-    fn constant(value: u64) -> Self {
-        Self {
-            bits: std::array::from_fn(|i| match value >> i & 1 {
-                0 => Bit::Zero,
-                _ => Bit::One,
-            }),
-            bias: 0,
-            half: false,
-        }
-    }
-
-    /// Bytes of the message, as they are loaded: the first one is the most significant.
-    fn packet(offset: usize, size: usize) -> Self {
-        Self {
-            bits: std::array::from_fn(|i| {
-                if i < 8 * size {
-                    let byte = offset + size - 1 - i / 8;
-                    Bit::Packet(8 * byte + i % 8)
-                } else {
-                    Bit::Zero
-                }
-            }),
-            bias: 0,
-            half: false,
-        }
-    }
-
-    fn as_constant(&self) -> Option<u64> {
-        let mut value = self.bias;
-        for (i, bit) in self.bits.iter().enumerate() {
-            match bit {
-                Bit::Zero => {}
-                Bit::One => value = value.wrapping_add(1 << i),
-                Bit::Packet(_) => return None,
-            }
-        }
-        (!self.half).then_some(value)
-    }
-
-    /// The bits, if nothing was added to them yet.
-    fn as_bits(&self) -> Option<[Bit; 64]> {
-        (self.bias == 0 && !self.half).then_some(self.bits)
-    }
-
-    fn of_bits(bits: [Bit; 64]) -> Self {
-        Self {
-            bits,
-            bias: 0,
-            half: false,
-        }
-    }
-
-    /// As a register holds it after an operation on 64 or on 32 bits.
-    fn cut(self, wide: bool) -> Option<Self> {
-        if wide {
-            return Some(self);
-        }
-        Some(match self.as_bits() {
-            Some(bits) => Self::of_bits(std::array::from_fn(|i| {
-                if i < 32 { bits[i] } else { Bit::Zero }
-            })),
-            None => Self { half: true, ..self },
-        })
-    }
-
-    fn alu(self, alu: Alu, wide: bool, by: &Self) -> Option<Self> {
-        if let (Some(a), Some(b)) = (self.as_constant(), by.as_constant()) {
-            return Some(Self::constant(alu.eval(wide, a, b)));
-        }
-        match alu {
-            Alu::Add | Alu::Sub => {
-                // The constant may stand on the left, as in `9 + field`.
-                let (symbol, constant) = match (self.as_constant(), by.as_constant()) {
-                    (_, Some(constant)) if alu == Alu::Sub => (self, constant.wrapping_neg()),
-                    (_, Some(constant)) => (self, constant),
-                    (Some(constant), None) if alu == Alu::Add => (*by, constant),
-                    // Where no two bits meet, the sum is the parts side by side.
-                    (None, None) if alu == Alu::Add => {
-                        let (a, b) = (self.as_bits()?, by.as_bits()?);
-                        let apart = a
-                            .iter()
-                            .zip(&b)
-                            .all(|(a, b)| *a == Bit::Zero || *b == Bit::Zero);
-                        return if apart {
-                            self.alu(Alu::Or, wide, by)
-                        } else {
-                            None
-                        };
-                    }
-                    _ => return None,
-                };
-                let bias = symbol.bias.wrapping_add(constant);
-                // Bits that were constants already are part of it.
-                Self { bias, ..symbol }.cut(wide)
-            }
-            Alu::Mul => {
-                let factor = by.as_constant()?;
-                if !factor.is_power_of_two() {
-                    return None;
-                }
-                let shift = Self::constant(factor.trailing_zeros().into());
-                self.alu(Alu::Lsh, true, &shift)?.cut(wide)
-            }
-            _ => {
-                let symbol = if wide { self } else { self.cut(false)? };
-                let bits = symbol.as_bits()?;
-                Self::of_bits(move_bits(alu, wide, &bits, by)?).cut(wide)
-            }
-        }
-    }
-
-    fn swap(&self, swap: Swap) -> Option<Self> {
-        let bits = self.as_bits()?;
-        let width = usize::try_from(swap.bits).ok()?;
-        Some(Self::of_bits(std::array::from_fn(|i| {
-            if i >= width {
-                Bit::Zero
-            } else if swap.reverse {
-                bits[width - 8 - i / 8 * 8 + i % 8]
-            } else {
-                bits[i]
-            }
-        })))
-    }
-}
-
-/// The operations that keep each bit whole.
-fn move_bits(alu: Alu, wide: bool, bits: &[Bit; 64], by: &Symbol) -> Option<[Bit; 64]> {
-    let amount = |shift: u64| usize::try_from(shift & if wide { 63 } else { 31 }).ok();
-    Some(match alu {
-        Alu::Lsh => {
-            let n = amount(by.as_constant()?)?;
-            std::array::from_fn(|i| if i < n { Bit::Zero } else { bits[i - n] })
-        }
-        Alu::Rsh => {
-            let n = amount(by.as_constant()?)?;
-            std::array::from_fn(|i| bits.get(i + n).copied().unwrap_or(Bit::Zero))
-        }
-        Alu::Arsh => {
-            let n = amount(by.as_constant()?)?;
-            let width = if wide { 64 } else { 32 };
-            std::array::from_fn(|i| bits[(i + n).min(width - 1)])
-        }
-        Alu::And | Alu::Or => {
-            let other = by.as_bits()?;
-            let mut both = [Bit::Zero; 64];
-            for (i, bit) in both.iter_mut().enumerate() {
-                *bit = match (alu, bits[i], other[i]) {
-                    (_, a, b) if a == b => a,
-                    (Alu::And, Bit::Zero, _) | (Alu::And, _, Bit::Zero) => Bit::Zero,
-                    (Alu::And, Bit::One, a) | (Alu::And, a, Bit::One) => a,
-                    (Alu::Or, Bit::One, _) | (Alu::Or, _, Bit::One) => Bit::One,
-                    (Alu::Or, Bit::Zero, a) | (Alu::Or, a, Bit::Zero) => a,
-                    _ => return None,
-                };
-            }
-            both
-        }
-        _ => return None,
-    })
-}
-
-/// What the result means, if it is made of one field.
-fn conclude(result: &Symbol, end: usize) -> Option<Meaning> {
-    // Ones are as good as added, for they stand where no other bit does.
-    let mut bias = low(result.bias);
-    let mut parts = Vec::new();
-    for (i, bit) in result.bits.iter().enumerate().take(32) {
-        match bit {
-            Bit::Zero => {}
-            Bit::One => bias = bias.wrapping_add(1 << i),
-            Bit::Packet(at) => parts.push((i, *at)),
-        }
-    }
-    if parts.is_empty() {
+/// The one length, or length field, that a program without decisions is.
+fn plain(nodes: &[Node]) -> Option<Meaning> {
+    let (root, rest) = nodes.split_last()?;
+    let Then::End(End {
+        result,
+        key: None,
+        class: None,
+    }) = &root.then
+    else {
+        return None;
+    };
+    let bias = low(result.bias).cast_signed();
+    if result.terms.is_empty() {
         // With a load before it, it is 0 for a short message.
-        let len = bias.cast_signed();
-        return (len > 0 && end == 0).then_some(Meaning::Fixed(bias));
+        return (bias > 0 && root.need == 0).then_some(Meaning::Fixed(low(result.bias)));
     }
-    let first = parts.iter().map(|(_, at)| at / 8).min()?;
-    // The field goes up to the last byte that must be there: a length field with less would know
-    // the length earlier.
-    let width = end
-        .checked_sub(first)
-        .filter(|width| (1..=8).contains(width))?;
-    if first > MAX_FIELD_OFFSET {
+    let [term] = &result.terms[..] else {
+        return None;
+    };
+    if !term.is_plain() || !is_zero(rest.get(root.short)?) {
         return None;
     }
-    [Endian::Big, Endian::Little]
-        .into_iter()
-        .find_map(|endian| field(endian, first, width, &parts, bias.cast_signed()))
-        .map(Meaning::Field)
+    // The field goes up to the last byte that must be there: a length field with less would know
+    // the length earlier.
+    let field = single(&term.bits, root.need).filter(|field| field.offset <= MAX_FIELD_OFFSET)?;
+    Some(Meaning::Field(Field {
+        endian: match field.order {
+            Order::Little => Endian::Little,
+            _ => Endian::Big,
+        },
+        offset: field.offset,
+        width: usize::try_from(field.width).ok()?,
+        // What is shifted out need not be masked.
+        mask: field.mask | ((1 << field.right) - 1),
+        right: field.right,
+        left: field.left,
+        bias,
+    }))
 }
 
-/// The field, if in this order of bytes all its bits are moved by the same number of places.
-fn field(
-    endian: Endian,
-    offset: usize,
-    width: usize,
-    parts: &[(usize, usize)],
-    bias: i32,
-) -> Option<Field> {
-    let mut mask = 0u64;
-    let mut moved = None;
-    for &(to, at) in parts {
-        let byte = at / 8 - offset;
-        let from = at % 8
-            + 8 * match endian {
-                Endian::Big => width - 1 - byte,
-                Endian::Little => byte,
-            };
-        let by = i32::try_from(to).ok()? - i32::try_from(from).ok()?;
-        if *moved.get_or_insert(by) != by {
-            return None;
-        }
-        mask |= 1 << from;
-    }
-    let by = moved?;
-    let right = by.min(0).unsigned_abs();
-    // What is shifted out need not be masked.
-    mask |= (1 << right) - 1;
-    Some(Field {
-        endian,
-        offset,
-        width,
-        mask,
-        right,
-        left: by.max(0).unsigned_abs(),
-        bias,
+/// Whether it ends here, with 0.
+fn is_zero(node: &Node) -> bool {
+    node.need == 0 && matches!(&node.then, Then::End(end) if end.result.as_constant() == Some(0))
+}
+
+/// The varint that the nodes are. A varint can be written as nodes too, and so they are compared
+/// with those of the only one that it could be.
+fn varint(nodes: &[Node]) -> Option<Varint> {
+    let offset = nodes.last()?.need.checked_sub(1)?;
+    (1..=MAX_VARINT_BYTES).find_map(|bytes| {
+        let expected = varint_nodes(offset, bytes)?;
+        let is_same = is_same(nodes, nodes.len() - 1, &expected, expected.len() - 1);
+        is_same.then(|| Varint::new(offset, bytes).ok())?
     })
+}
+
+/// Most bytes of a varint whose length fits into 31 bits, whatever they are.
+const MAX_VARINT_BYTES: usize = 4;
+
+/// The nodes of a varint, the last one being the first to be asked.
+fn varint_nodes(offset: usize, bytes: usize) -> Option<Vec<Node>> {
+    let end = |result| Node {
+        need: 0,
+        short: 0,
+        then: Then::End(End {
+            result,
+            key: None,
+            class: None,
+        }),
+    };
+    let error = Number::constant(u64::from(EPROTO.wrapping_neg().cast_unsigned()));
+    let mut nodes = vec![end(Number::constant(0)), end(error)];
+    let mut longer = 1;
+    for count in (1..=bytes).rev() {
+        // Seven bits of each byte, the first byte's being the lowest.
+        let bits = std::array::from_fn(|i| match u32::try_from(offset + i / 7) {
+            Ok(byte) if i < 7 * count => Bit::Packet(8 * byte + u32::try_from(i % 7).unwrap_or(0)),
+            _ => Bit::Zero,
+        });
+        let mut length = Number::of_bits(bits);
+        length.bias = (offset + count) as u64;
+        nodes.push(end(length));
+        let last = Number::packet(u32::try_from(offset + count - 1).ok()?, 1);
+        let compared = compare(Cmp::Le, true, last, Number::constant(0x7f))?;
+        let Comparison::Unknown(condition, false) = compared else {
+            return None;
+        };
+        nodes.push(Node {
+            need: offset + count,
+            short: 0,
+            then: Then::Decide {
+                condition,
+                inside: nodes.len() - 1,
+                outside: longer,
+            },
+        });
+        longer = nodes.len() - 1;
+    }
+    Some(nodes)
+}
+
+/// Whether two nodes say the same, by what follows from them.
+fn is_same(a: &[Node], at: usize, b: &[Node], bt: usize) -> bool {
+    let (Some(x), Some(y)) = (a.get(at), b.get(bt)) else {
+        return false;
+    };
+    if x.need != y.need || x.need != 0 && !is_same(a, x.short, b, y.short) {
+        return false;
+    }
+    match (&x.then, &y.then) {
+        (Then::End(x), Then::End(y)) => x == y,
+        (
+            Then::Decide {
+                condition: x,
+                inside: ai,
+                outside: ao,
+            },
+            Then::Decide {
+                condition: y,
+                inside: bi,
+                outside: bo,
+            },
+        ) => x == y && is_same(a, *ai, b, *bi) && is_same(a, *ao, b, *bo),
+        _ => false,
+    }
 }
 
 impl Field {
@@ -381,5 +231,15 @@ impl fmt::Display for Field {
             ""
         };
         write!(f, "a length field{exact}: {field}")
+    }
+}
+
+impl fmt::Display for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} lengths, told apart by {} comparisons of fields",
+            self.lengths, self.decisions
+        )
     }
 }

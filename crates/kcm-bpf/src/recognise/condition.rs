@@ -1,0 +1,172 @@
+//! Comparisons as the one form that a decision takes: is a number inside of an interval?
+//!
+//! All comparisons with a constant are that, if the interval may go round: `x s> -2` is an interval
+//! of 2⁶³ + 1 numbers from -1 on. Two numbers are compared by their difference. What can be
+//! said in several ways is said in one, so that equal decisions are found to be equal.
+
+use crate::alu::{Alu, Cmp};
+use crate::recognise::number::{Bit, LOW, Number};
+
+/// Whether `plus - minus - low` is not above `span`, as numbers of 64 bits, or of 32 with `half`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) plus: Number,
+    pub(super) minus: Number,
+    pub(super) low: u64,
+    pub(super) span: u64,
+    pub(super) half: bool,
+}
+
+/// What a comparison comes down to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    Known(bool),
+    /// It holds where the condition does, or, if this is true, where it does not.
+    Unknown(Condition, bool),
+}
+
+/// Nothing, if it is none that a decision can make.
+pub(super) fn compare(cmp: Cmp, wide: bool, a: Number, b: Number) -> Option<Comparison> {
+    if let (Some(a), Some(b)) = (a.as_constant(), b.as_constant()) {
+        return Some(Comparison::Known(cmp.holds(wide, a, b)));
+    }
+    if let Cmp::Set | Cmp::Clear = cmp {
+        let both = a.alu(Alu::And, wide, b)?;
+        let opposite = if cmp == Cmp::Set { Cmp::Ne } else { Cmp::Eq };
+        return compare(opposite, true, both, Number::constant(0));
+    }
+    let cut = |number: Number| {
+        if wide {
+            number.exact()
+        } else {
+            Some(number.cut(false))
+        }
+    };
+    let (a, b) = (cut(a)?, cut(b)?);
+    match (a.as_constant(), b.as_constant()) {
+        (_, Some(constant)) => with_constant(cmp, wide, a, constant),
+        (Some(constant), None) => with_constant(mirrored(cmp), wide, b, constant),
+        (None, None) => difference(cmp, wide, a, b),
+    }
+}
+
+/// The comparison that holds with its sides exchanged.
+const fn mirrored(cmp: Cmp) -> Cmp {
+    match cmp {
+        Cmp::Gt => Cmp::Lt,
+        Cmp::Ge => Cmp::Le,
+        Cmp::Lt => Cmp::Gt,
+        Cmp::Le => Cmp::Ge,
+        Cmp::SGt => Cmp::SLt,
+        Cmp::SGe => Cmp::SLe,
+        Cmp::SLt => Cmp::SGt,
+        Cmp::SLe => Cmp::SGe,
+        same => same,
+    }
+}
+
+/// The comparison of numbers that are the same with and without sign.
+const fn unsigned(cmp: Cmp) -> Cmp {
+    match cmp {
+        Cmp::SGt => Cmp::Gt,
+        Cmp::SGe => Cmp::Ge,
+        Cmp::SLt => Cmp::Lt,
+        Cmp::SLe => Cmp::Le,
+        same => same,
+    }
+}
+
+fn with_constant(cmp: Cmp, wide: bool, a: Number, constant: u64) -> Option<Comparison> {
+    let (all, sign) = if wide {
+        (u64::MAX, 1 << 63)
+    } else {
+        (LOW, 1 << 31)
+    };
+    let (most, c) = (a.most(), constant & all);
+    let has_sign = |value: u64| value & sign != 0;
+    let mut cmp = cmp;
+    if unsigned(cmp) != cmp && most < sign {
+        if has_sign(c) {
+            return Some(Comparison::Known(matches!(cmp, Cmp::SGt | Cmp::SGe)));
+        }
+        cmp = unsigned(cmp);
+    }
+    // From where, up to where, and whether all others are meant.
+    let (from, to, outside) = match cmp {
+        Cmp::Eq => (c, c, false),
+        Cmp::Ne => (c, c, true),
+        Cmp::Le => (0, c, false),
+        Cmp::Gt => (0, c, true),
+        Cmp::Lt | Cmp::Ge if c == 0 => return Some(Comparison::Known(cmp == Cmp::Ge)),
+        Cmp::Lt => (0, c - 1, false),
+        Cmp::Ge => (0, c - 1, true),
+        Cmp::SLe => (sign, c, false),
+        Cmp::SGt => (sign, c, true),
+        Cmp::SLt | Cmp::SGe if c == sign => return Some(Comparison::Known(cmp == Cmp::SGe)),
+        Cmp::SLt => (sign, c.wrapping_sub(1) & all, false),
+        Cmp::SGe => (sign, c.wrapping_sub(1) & all, true),
+        Cmp::Set | Cmp::Clear => return None,
+    };
+    if from == 0 && most <= to {
+        return Some(Comparison::Known(!outside));
+    }
+    if from <= to && most < from {
+        return Some(Comparison::Known(outside));
+    }
+    let (mut plus, mut low, mut span) = (a, from, to.wrapping_sub(from) & all);
+    let mut half = !wide;
+    // Below a power of two: some bits are all 0.
+    if low == 0
+        && (span + 1).is_power_of_two()
+        && let Some(bits) = plus.as_bits()
+        && !bits.contains(&Bit::One)
+    {
+        let above = (span + 1).trailing_zeros() as usize;
+        let first = (above..64).find(|&i| bits[i] != Bit::Zero)?;
+        plus = Number::of_bits(std::array::from_fn(|i| {
+            bits.get(first + i).copied().unwrap_or(Bit::Zero)
+        }));
+        (span, half) = (0, false);
+    }
+    // The constant is part of what is subtracted.
+    if plus.terms.iter().all(|term| term.is_plain()) {
+        low = low.wrapping_sub(plus.bias) & all;
+        plus.bias = 0;
+    }
+    Some(Comparison::Unknown(
+        Condition {
+            plus,
+            minus: Number::constant(0),
+            low,
+            span,
+            half,
+        },
+        outside,
+    ))
+}
+
+/// Two numbers without a sign differ by less than 2⁶³, so that the sign of the difference is right.
+fn difference(cmp: Cmp, wide: bool, a: Number, b: Number) -> Option<Comparison> {
+    let bound = if wide { 1 << 63 } else { 1 << 31 };
+    if a.most() >= bound || b.most() >= bound || a.half || b.half {
+        return None;
+    }
+    let (plus, minus, low, span, outside) = match unsigned(cmp) {
+        Cmp::Eq => (a, b, 0, 0, false),
+        Cmp::Ne => (a, b, 0, 0, true),
+        Cmp::Lt => (a, b, 1 << 63, (1 << 63) - 1, false),
+        Cmp::Ge => (a, b, 1 << 63, (1 << 63) - 1, true),
+        Cmp::Gt => (b, a, 1 << 63, (1 << 63) - 1, false),
+        Cmp::Le => (b, a, 1 << 63, (1 << 63) - 1, true),
+        _ => return None,
+    };
+    let half = false;
+    let condition = Condition {
+        plus,
+        minus,
+        low,
+        span,
+        half,
+    };
+    Some(Comparison::Unknown(condition, outside))
+}

@@ -1,0 +1,552 @@
+//! Follows a program with symbols in place of numbers, along all of its ways.
+//!
+//! Where the way depends on the message, both sides are followed and a [`Node`] says which is taken.
+//! A loop whose rounds do not depend on the message is walked round, and a call is followed, so that
+//! what is left has neither. A node leads only to nodes that were there before it.
+//!
+//! ```text
+//!            is it the first bytes of the preface?
+//!               yes /                  \ no
+//!     are 8 bytes there? (else 0)       length = bits 8 to 31 + 9
+//!     is it the second 4?
+//!       yes /          \ no
+//!  length = 24          length = bits 8 to 31 + 9     (the same node: it is there already)
+//! ```
+
+use std::rc::Rc;
+
+use crate::alu::{Alu, low};
+use crate::decode::{Op, Operand};
+use crate::insn::op;
+use crate::recognise::condition::{Comparison, Condition, compare};
+use crate::recognise::number::{Bit, Number};
+use crate::verifier::helpers::{KTIME_GET_NS, SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
+use crate::verifier::{CB_BYTES, Context, STACK_BYTES, Verified};
+use kcm_frame::MAX_FIELD_OFFSET;
+
+/// Most nodes of a decision. Those of protocols have up to 20; more would be run through no faster
+/// than instructions.
+pub(super) const MAX_NODES: usize = 64;
+
+/// Most decisions on one way. It bounds the depth of the recursion here.
+const MAX_DEPTH: usize = 32;
+
+/// Most instructions that are followed, over all ways: a few milliseconds.
+const MAX_STEPS: usize = 4096;
+
+/// A decision, or the end of a way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Node {
+    /// Bytes of the message that must be there for this; else it goes on at `short`.
+    pub(super) need: usize,
+    pub(super) short: usize,
+    pub(super) then: Then,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Decide {
+        condition: Condition,
+        inside: usize,
+        outside: usize,
+    },
+    End(End),
+}
+
+/// What the program leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// Its low 32 bits count.
+    pub(super) result: Number,
+    pub(super) key: Option<Number>,
+    pub(super) class: Option<Number>,
+}
+
+/// All ways of a program: nodes, of which the last one is the first to be asked. Nothing, if the
+/// program does something that cannot be said so.
+pub(super) fn follow(verified: &Verified) -> Option<Vec<Node>> {
+    let mut follower = Follower {
+        verified,
+        nodes: Vec::new(),
+        steps: 0,
+    };
+    let root = follower.way(State::new())?;
+    // The root may have been found to be the same as an earlier one.
+    follower.nodes.truncate(root + 1);
+    Some(follower.nodes)
+}
+
+struct Follower<'a> {
+    verified: &'a Verified,
+    nodes: Vec<Node>,
+    steps: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Unknown,
+    Number(Number),
+    /// An address in the stack, as the interpreter counts them.
+    Stack(u64),
+}
+
+/// A byte of memory: this one of that value.
+type Cell = Option<(Rc<Value>, u8)>;
+
+#[derive(Clone)]
+struct State {
+    at: usize,
+    depth: usize,
+    regs: [Value; 11],
+    /// Empty until it is written.
+    stack: Vec<Cell>,
+    cb: Vec<Cell>,
+    written: u8,
+    /// What the callers keep, and where they go on.
+    callers: Vec<([Value; 5], usize)>,
+    /// The bytes that are there: at least so many, and fewer than so many.
+    least: usize,
+    fewer_than: usize,
+}
+
+impl State {
+    fn new() -> Self {
+        let mut regs = std::array::from_fn(|_| Value::Unknown);
+        regs[usize::from(op::FP)] = Value::Stack(STACK_BYTES as u64);
+        let zero = Rc::new(Value::Number(Number::constant(0)));
+        Self {
+            at: 0,
+            depth: 0,
+            regs,
+            stack: Vec::new(),
+            cb: vec![Some((zero, 0)); CB_BYTES],
+            written: 0,
+            callers: Vec::new(),
+            least: 0,
+            fewer_than: usize::MAX,
+        }
+    }
+
+    fn reg(&self, reg: u8) -> &Value {
+        &self.regs[usize::from(reg)]
+    }
+
+    fn set(&mut self, reg: u8, value: Value) {
+        self.regs[usize::from(reg)] = value;
+    }
+
+    fn set_number(&mut self, reg: u8, number: Option<Number>) {
+        self.set(reg, number.map_or(Value::Unknown, Value::Number));
+    }
+
+    fn number(&self, reg: u8) -> Option<&Number> {
+        match self.reg(reg) {
+            Value::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn constant(&self, reg: u8) -> Option<u64> {
+        self.number(reg)?.as_constant()
+    }
+
+    fn operand(&self, operand: Operand) -> Value {
+        match operand {
+            Operand::Reg(reg) => self.reg(reg).clone(),
+            Operand::Imm(imm) => {
+                Value::Number(Number::constant(i64::from(imm).cast_unsigned()))
+            }
+        }
+    }
+
+    /// What helpers and packet loads leave in the registers of arguments.
+    fn called(&mut self) {
+        self.regs[1..6].fill(Value::Unknown);
+    }
+
+    /// Ends the function that is under way. True: it was the main one.
+    fn leave(&mut self, result: Value) -> bool {
+        self.called();
+        self.set(0, result);
+        match self.callers.pop() {
+            Some((saved, back)) => {
+                self.regs[6..].clone_from_slice(&saved);
+                self.at = back;
+                false
+            }
+            None => true,
+        }
+    }
+}
+
+fn zero() -> Value {
+    Value::Number(Number::constant(0))
+}
+
+impl Follower<'_> {
+    /// The node with which it goes on from a state.
+    fn way(&mut self, mut state: State) -> Option<usize> {
+        loop {
+            self.steps += 1;
+            if self.steps > MAX_STEPS || state.depth > MAX_DEPTH {
+                return None;
+            }
+            let at = state.at;
+            state.at += 1;
+            let op = *self.verified.ops.get(at)?;
+            match op {
+                Op::ConstEnd => {}
+                Op::Jump { target } => state.at = usize::try_from(target).ok()?,
+                Op::Branch {
+                    cmp,
+                    wide,
+                    dst,
+                    src,
+                    target,
+                } => {
+                    let Value::Number(by) = state.operand(src) else {
+                        return None;
+                    };
+                    let target = usize::try_from(target).ok()?;
+                    match compare(cmp, wide, state.number(dst)?.clone(), by)? {
+                        Comparison::Known(true) => state.at = target,
+                        Comparison::Known(false) => {}
+                        Comparison::Unknown(condition, opposite) => {
+                            let holds = State {
+                                at: target,
+                                depth: state.depth + 1,
+                                ..state.clone()
+                            };
+                            state.depth += 1;
+                            let (no, yes) = (self.way(state)?, self.way(holds)?);
+                            let (inside, outside) = if opposite { (no, yes) } else { (yes, no) };
+                            return self.decide(condition, inside, outside);
+                        }
+                    }
+                }
+                Op::Packet {
+                    size,
+                    index,
+                    offset,
+                } => {
+                    let index = match index {
+                        None => 0,
+                        Some(reg) => state.constant(reg)?,
+                    };
+                    let offset = low(index).wrapping_add(offset.cast_unsigned());
+                    let offset = usize::try_from(offset).ok().filter(is_near)?;
+                    let end = offset + usize::from(size);
+                    let short = |state: &mut State| state.leave(zero());
+                    let there = |state: &mut State| {
+                        state.called();
+                        let number = Number::packet(u32::try_from(offset).ok()?, size.into());
+                        state.set(0, Value::Number(number));
+                        Some(())
+                    };
+                    if state.least >= end {
+                        there(&mut state)?;
+                    } else if state.fewer_than <= end {
+                        if short(&mut state) {
+                            return self.end(&state);
+                        }
+                    } else {
+                        let mut less = state.clone();
+                        (less.depth, less.fewer_than) = (state.depth + 1, end);
+                        (state.depth, state.least) = (state.depth + 1, end);
+                        there(&mut state)?;
+                        let short = if short(&mut less) {
+                            self.end(&less)?
+                        } else {
+                            self.way(less)?
+                        };
+                        let node = self.way(state)?;
+                        return self.need(end, short, node);
+                    }
+                }
+                Op::Helper(SKB_LOAD_BYTES | SKB_LOAD_BYTES_RELATIVE) => {
+                    let relative = op == Op::Helper(SKB_LOAD_BYTES_RELATIVE);
+                    let from = usize::try_from(low(state.constant(2)?)).ok();
+                    let from = from.filter(is_near)?;
+                    let Value::Stack(to) = *state.reg(3) else {
+                        return None;
+                    };
+                    let len = usize::try_from(low(state.constant(4)?)).ok()?;
+                    // From the network header, which is the message's first byte.
+                    if relative && low(state.constant(5)?) != 1 {
+                        return None;
+                    }
+                    let end = from + len;
+                    if state.least >= end {
+                        copy(&mut state, from, to, len)?;
+                    } else if state.fewer_than <= end {
+                        refuse(&mut state, to, len)?;
+                    } else {
+                        let mut less = state.clone();
+                        (less.depth, less.fewer_than) = (state.depth + 1, end);
+                        (state.depth, state.least) = (state.depth + 1, end);
+                        refuse(&mut less, to, len)?;
+                        copy(&mut state, from, to, len)?;
+                        let (short, node) = (self.way(less)?, self.way(state)?);
+                        return self.need(end, short, node);
+                    }
+                }
+                Op::Exit => {
+                    let result = state.reg(0).clone();
+                    if state.leave(result) {
+                        return self.end(&state);
+                    }
+                }
+                Op::Call { target } => {
+                    let function = self.verified.functions.partition_point(|&f| f <= at) - 1;
+                    let saved = std::array::from_fn(|i| state.regs[6 + i].clone());
+                    state.callers.push((saved, state.at));
+                    let Value::Stack(fp) = *state.reg(op::FP) else {
+                        return None;
+                    };
+                    let bytes = *self.verified.frame_bytes.get(function)? as u64;
+                    state.set(op::FP, Value::Stack(fp.checked_sub(bytes)?));
+                    state.at = usize::try_from(target).ok()?;
+                }
+                _ => simple(&mut state, op, self.verified.contexts[at])?,
+            }
+        }
+    }
+
+    fn push(&mut self, node: Node) -> Option<usize> {
+        if let Some(known) = self.nodes.iter().position(|known| *known == node) {
+            return Some(known);
+        }
+        self.nodes.push(node);
+        (self.nodes.len() <= MAX_NODES).then(|| self.nodes.len() - 1)
+    }
+
+    fn decide(&mut self, condition: Condition, inside: usize, outside: usize) -> Option<usize> {
+        if inside == outside {
+            return Some(inside);
+        }
+        self.push(Node {
+            need: 0,
+            short: 0,
+            then: Then::Decide {
+                condition,
+                inside,
+                outside,
+            },
+        })
+    }
+
+    /// The node, if so many bytes are there, else the other.
+    fn need(&mut self, need: usize, short: usize, node: usize) -> Option<usize> {
+        if short == node {
+            return Some(node);
+        }
+        let mut node = self.nodes.get(node)?.clone();
+        if node.need != 0 && node.short != short {
+            // Two different ways for messages that are too short: one node cannot say it.
+            return None;
+        }
+        (node.need, node.short) = (node.need.max(need), short);
+        self.push(node)
+    }
+
+    fn end(&mut self, state: &State) -> Option<usize> {
+        let result = state.number(0)?.clone().into_result();
+        let word = |n: u64| match load(&state.cb, 4 * n, 4) {
+            Some(Value::Number(number)) => Some(number.into_result()),
+            _ => None,
+        };
+        let mut end = End {
+            result,
+            key: None,
+            class: None,
+        };
+        // Nothing of both is there without a length.
+        let has_length = (end.result.as_constant()).is_none_or(|len| low(len).cast_signed() > 0);
+        if has_length && state.written & 1 != 0 {
+            end.key = Some(word(0)?);
+        }
+        if has_length && state.written & 2 != 0 {
+            end.class = Some(word(1)?);
+        }
+        self.push(Node {
+            need: 0,
+            short: 0,
+            then: Then::End(end),
+        })
+    }
+}
+
+/// Whether this can be the offset of a length field.
+fn is_near(offset: &usize) -> bool {
+    *offset <= MAX_FIELD_OFFSET
+}
+
+/// Instructions after which the next one comes.
+fn simple(state: &mut State, op: Op, context: Option<Context>) -> Option<()> {
+    match op {
+        Op::Const { dst, value } => state.set(dst, Value::Number(Number::constant(value))),
+        Op::Alu {
+            alu,
+            wide,
+            dst,
+            src,
+        } => {
+            let by = state.operand(src);
+            let value = match (alu, state.reg(dst).clone(), by) {
+                (Alu::Mov, _, by) if wide => by,
+                (Alu::Mov, _, Value::Number(by)) => Value::Number(by.cut(false)),
+                (_, Value::Number(old), Value::Number(by)) => old
+                    .alu(alu, wide, by)
+                    .map_or(Value::Unknown, Value::Number),
+                (Alu::Add, Value::Stack(at), Value::Number(by))
+                | (Alu::Add, Value::Number(by), Value::Stack(at)) => by
+                    .as_constant()
+                    .map_or(Value::Unknown, |by| Value::Stack(at.wrapping_add(by))),
+                (Alu::Sub, Value::Stack(at), Value::Number(by)) => by
+                    .as_constant()
+                    .map_or(Value::Unknown, |by| Value::Stack(at.wrapping_sub(by))),
+                _ => Value::Unknown,
+            };
+            state.set(dst, value);
+        }
+        Op::Neg { wide, dst } => {
+            let old = state.constant(dst);
+            let negated = old.map(|old| Number::constant(Alu::Sub.eval(wide, 0, old)));
+            state.set_number(dst, negated);
+        }
+        Op::MovSx {
+            wide,
+            bits,
+            dst,
+            src,
+        } => {
+            let extended = state
+                .number(src)
+                .and_then(|old| old.sign_extend(bits, wide));
+            state.set_number(dst, extended);
+        }
+        Op::Swap { dst, swap } => {
+            let swapped = state.number(dst).and_then(|old| old.swap(swap));
+            state.set_number(dst, swapped);
+        }
+        Op::Load {
+            dst,
+            base,
+            off,
+            size,
+            signed,
+        } => {
+            let value = match context {
+                Some(Context::Zero) => zero(),
+                Some(Context::Len(at)) => Value::Number(Number::len(at, size)),
+                Some(Context::Cb(at)) => {
+                    load(&state.cb, at.into(), size).unwrap_or(Value::Unknown)
+                }
+                None => match *state.reg(base) {
+                    Value::Stack(at) => {
+                        let at = at.wrapping_add_signed(off.into());
+                        load(&state.stack, at, size).unwrap_or(Value::Unknown)
+                    }
+                    _ => Value::Unknown,
+                },
+            };
+            let value = match value {
+                Value::Number(number) if signed => number
+                    .sign_extend(8 * u32::from(size), true)
+                    .map_or(Value::Unknown, Value::Number),
+                value => value,
+            };
+            state.set(dst, value);
+        }
+        Op::Store {
+            base,
+            off,
+            size,
+            value,
+        } => {
+            let value = state.operand(value);
+            match (context, state.reg(base)) {
+                (Some(Context::Cb(at)), _) => {
+                    store(&mut state.cb, at.into(), size, value)?;
+                    state.written |= if size == 8 { 0b11 } else { 1 } << (at / 4);
+                }
+                (None, Value::Stack(at)) => {
+                    let at = at.wrapping_add_signed(off.into());
+                    state.stack.resize(STACK_BYTES, None);
+                    store(&mut state.stack, at, size, value)?;
+                }
+                _ => return None,
+            }
+        }
+        Op::Helper(KTIME_GET_NS) => {
+            state.called();
+            state.set(0, Value::Unknown);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+/// `bpf_skb_load_bytes`, where the bytes are there.
+fn copy(state: &mut State, from: usize, to: u64, len: usize) -> Option<()> {
+    state.stack.resize(STACK_BYTES, None);
+    for i in 0..len {
+        let byte = Number::packet(u32::try_from(from + i).ok()?, 1);
+        store(&mut state.stack, to + i as u64, 1, Value::Number(byte))?;
+    }
+    state.called();
+    state.set(0, zero());
+    Some(())
+}
+
+/// And where they are not.
+fn refuse(state: &mut State, to: u64, len: usize) -> Option<()> {
+    const EFAULT: i64 = 14;
+    state.stack.resize(STACK_BYTES, None);
+    for i in 0..len {
+        store(&mut state.stack, to + i as u64, 1, zero())?;
+    }
+    state.called();
+    let error = Number::constant((-EFAULT).cast_unsigned());
+    state.set(0, Value::Number(error));
+    Some(())
+}
+
+fn store(memory: &mut [Cell], at: u64, size: u8, value: Value) -> Option<()> {
+    let at = usize::try_from(at).ok()?;
+    let value = Rc::new(value);
+    for (i, cell) in (0..size).zip(memory.get_mut(at..)?.get_mut(..size.into())?) {
+        *cell = Some((Rc::clone(&value), i));
+    }
+    Some(())
+}
+
+fn load(memory: &[Cell], at: u64, size: u8) -> Option<Value> {
+    let at = usize::try_from(at).ok()?;
+    let cells = memory.get(at..)?.get(..size.into())?;
+    let first = &cells.first()?.as_ref()?.0;
+    let is_one = (0..size).zip(cells).all(|(i, cell)| {
+        (cell.as_ref()).is_some_and(|(value, byte)| Rc::ptr_eq(value, first) && *byte == i)
+    });
+    if is_one {
+        return match (&**first, size) {
+            (value, 8) => Some(value.clone()),
+            (Value::Number(number), _) => {
+                let mask = Number::constant(u64::MAX >> (64 - 8 * u32::from(size)));
+                Some(Value::Number(number.clone().alu(Alu::And, true, mask)?))
+            }
+            _ => None,
+        };
+    }
+    let mut bits = [Bit::Zero; 64];
+    for (i, cell) in cells.iter().enumerate() {
+        let (value, byte) = cell.as_ref()?;
+        let Value::Number(number) = &**value else {
+            return None;
+        };
+        let (to, from) = (8 * i, 8 * usize::from(*byte));
+        bits[to..to + 8].copy_from_slice(&number.as_bits()?[from..from + 8]);
+    }
+    Some(Value::Number(Number::of_bits(bits)))
+}
+
