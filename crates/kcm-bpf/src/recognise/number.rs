@@ -63,7 +63,7 @@ impl Term {
         for (i, bit) in self.bits.iter().enumerate() {
             most |= u64::from(*bit != Bit::Zero) << i;
         }
-        most.checked_add(self.add).unwrap_or(u64::MAX).min(self.keep)
+        most.saturating_add(self.add).min(self.keep)
     }
 }
 
