@@ -99,8 +99,9 @@ fn rounds(arguments: &Arguments, directory: &Path) -> io::Result<()> {
     };
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let kcm_address = listener.local_addr()?;
+    let defaults = Options::default();
     let options = Options {
-        workers: arguments.workers.unwrap_or(Options::default().workers),
+        workers: arguments.workers.unwrap_or(defaults.workers),
         max_msize: MSIZE,
         max_clients: 2 * usize::try_from(arguments.clients).unwrap_or(usize::MAX),
     };
