@@ -32,7 +32,7 @@ struct Arguments {
     /// Refuse everything that changes something (EROFS)
     #[arg(long)]
     read_only: bool,
-    /// Threads that answer requests [default: one for each processor, at least 8]
+    /// Threads that answer requests [default: one for each processor, at least 4]
     #[arg(long)]
     workers: Option<NonZeroUsize>,
     /// Longest message that clients may ask for, in bytes

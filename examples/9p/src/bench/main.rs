@@ -22,6 +22,7 @@ use std::{
     collections::HashMap,
     fs, io,
     net::{SocketAddr, TcpListener},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -52,9 +53,9 @@ struct Arguments {
     /// Rounds of both
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Workers on the multiplexor
-    #[arg(long, default_value = "8")]
-    workers: std::num::NonZeroUsize,
+    /// Workers on the multiplexor [default: as many as the server has]
+    #[arg(long)]
+    workers: Option<NonZeroUsize>,
     /// Where the files lie [default: a new directory in /dev/shm, so that no disk is measured]
     #[arg(long)]
     directory: Option<PathBuf>,
@@ -98,8 +99,9 @@ fn rounds(arguments: &Arguments, directory: &Path) -> io::Result<()> {
     };
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let kcm_address = listener.local_addr()?;
+    let defaults = Options::default();
     let options = Options {
-        workers: arguments.workers,
+        workers: arguments.workers.unwrap_or(defaults.workers),
         max_msize: MSIZE,
         max_clients: 2 * usize::try_from(arguments.clients).unwrap_or(usize::MAX),
     };
@@ -116,7 +118,7 @@ fn rounds(arguments: &Arguments, directory: &Path) -> io::Result<()> {
         arguments.bytes,
         arguments.round_trips,
         arguments.rounds,
-        arguments.workers,
+        options.workers,
         std::thread::available_parallelism()?
     );
     // Pages, connections and branch predictors come to rest.
