@@ -1,6 +1,6 @@
 //! Programs that say in instructions what can be said in a few formulas.
 //!
-//! A program is followed once with symbols in place of numbers ([`follow`]), whose arithmetic is that
+//! A program is followed once with symbols in place of numbers ([`mod@follow`]), whose arithmetic is that
 //! of [`number`]. Without a decision, what comes out is often one piece of at most 8 bytes of the
 //! message, moved by some places: a length field, or else a varint, which kcm-frame has as plain
 //! values. The next best is a [`Tree`] of decisions between lengths that are sums of such pieces: an

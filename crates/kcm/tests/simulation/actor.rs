@@ -22,6 +22,8 @@ pub(crate) struct Actor {
     pub(crate) sockets: Vec<Sock>,
     /// Messages that are looked at for a long time.
     pub(crate) kept: Vec<Message>,
+    /// No other thread is at work: nobody else would make room for what this one sends.
+    pub(crate) alone: bool,
     next_key: Key,
     /// Messages received, for those that end when there are no more.
     pub(crate) received: u64,
@@ -64,6 +66,7 @@ pub(crate) enum Got {
 impl Actor {
     pub(crate) fn new(world: Arc<World>, number: usize, random: Random) -> Self {
         let mut this = Self {
+            alone: world.setup.threads == 1,
             world,
             random,
             number,

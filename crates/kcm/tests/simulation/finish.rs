@@ -29,6 +29,7 @@ impl World {
         self.open_lines();
         for actor in &mut actors {
             actor.kept.clear();
+            actor.alone = true;
         }
         self.drain(&mut actors);
         wait("what is queued is sent", || {

@@ -87,14 +87,13 @@ impl Actor {
     pub(crate) fn reply(&mut self, message: &Message) {
         let id = message.connection();
         let far = self.world.model().connection(id).far;
-        // A reply waits for room, behind those kept back before it; with one thread nobody else
-        // would make any.
+        // A reply waits for room, behind those kept back before it.
         let queued = |limit| {
             let connection = self.world.mux.connection(id);
             connection.is_ok_and(|connection| connection.queued_bytes() >= limit)
         };
         let limit = self.world.setup.send_buffer_bytes;
-        if self.world.setup.threads == 1 && (limit < 1 << 20 || queued(1)) {
+        if self.alone && (limit < 1 << 20 || queued(1)) {
             let peer = self.world.model().peers[far].peer.clone();
             peer.take_all();
         }
