@@ -4,7 +4,8 @@
 //! of the same bytes again and again (*apart*), and of one that begins where the message before ends,
 //! as in a receiver (*chained*): then the processor cannot begin it before the other one has given
 //! its result. *Net* is what is left of that without the time of a framing that looks at nothing, which
-//! is the loop. With `--test` it only checks that all find the messages.
+//! is the loop. `cargo bench -p kcm-bpf -- http2` takes only those whose names have that in them. With
+//! `--test` it only checks that all find the messages.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
@@ -195,6 +196,14 @@ fn main() {
     }
     if test {
         return;
+    }
+    // The first one is always there: it is taken off the others.
+    if let Some(wanted) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')) {
+        let mut index = 0;
+        contenders.retain(|contender| {
+            index += 1;
+            index == 1 || contender.name.contains(&wanted)
+        });
     }
     for _ in 0..ROUNDS {
         contenders.iter_mut().for_each(Contender::round);

@@ -410,8 +410,7 @@ fn simple(state: &mut State, op: Op, context: Option<Context>) -> Option<()> {
             state.set(dst, value);
         }
         Op::Neg { wide, dst } => {
-            let old = state.constant(dst);
-            let negated = old.map(|old| Number::constant(Alu::Sub.eval(wide, 0, old)));
+            let negated = (state.number(dst).cloned()).and_then(|old| old.negated(wide));
             state.set_number(dst, negated);
         }
         Op::MovSx {

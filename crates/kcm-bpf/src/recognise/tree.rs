@@ -15,7 +15,7 @@ use kcm_frame::{Frame, Verdict};
 use crate::alu::low;
 use crate::recognise::field::{Order, fields};
 use crate::recognise::follow::{End, Node, Then};
-use crate::recognise::number::{Bits, LOW, Number};
+use crate::recognise::number::{Bits, Change, LOW, Number};
 
 /// A program as decisions.
 #[derive(Debug)]
@@ -86,16 +86,15 @@ pub(crate) struct Sum {
     bias: u64,
 }
 
-/// `((word & mask) >> right << left) + add & keep` of 8 bytes of the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `(word & mask) >> right << left` of 8 bytes of the message, and what is done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece {
     source: Source,
     offset: usize,
     mask: u64,
     right: u32,
     left: u32,
-    add: u64,
-    keep: u64,
+    then: Vec<Change>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,9 +264,8 @@ impl Tree {
 impl Quick {
     fn new(step: &Step) -> Option<Self> {
         let single = |sum: &Sum| {
-            let piece = sum.first;
-            let is_single = sum.more.is_empty() && piece.add == 0 && piece.keep == u64::MAX;
-            (is_single && piece.source != Source::Len).then_some(piece)
+            let is_single = sum.is_single() && sum.first.source != Source::Len;
+            is_single.then(|| sum.first.clone())
         };
         let need = step.need;
         match &step.then {
@@ -345,34 +343,49 @@ impl Sum {
     fn new(number: &Number) -> Option<Self> {
         let mut pieces = Vec::new();
         for term in &number.terms {
-            let parts = pieces_of(&term.bits)?;
-            if term.is_plain() {
-                pieces.extend(parts);
-            } else {
-                let [mut piece] = parts[..] else {
-                    return None;
-                };
-                (piece.add, piece.keep) = (term.add, term.keep);
-                pieces.push(piece);
+            let mut parts = pieces_of(&term.bits)?;
+            match &mut parts[..] {
+                [piece] => piece.then.clone_from(&term.then),
+                _ if term.is_plain() => {}
+                _ => return None,
             }
+            pieces.append(&mut parts);
         }
         if pieces.len() > MAX_PIECES {
             return None;
         }
         let mut pieces = pieces.into_iter();
         Some(Self {
-            first: pieces.next().unwrap_or(NOTHING),
+            first: pieces.next().unwrap_or_else(Piece::nothing),
             more: pieces.collect(),
             bias: number.bias,
         })
     }
 
-    /// If it is a single piece.
+    /// If it is a single piece of the message.
     pub(crate) fn single(number: &Number) -> Option<Self> {
-        Self::new(number).filter(|sum| sum.more.is_empty() && !number.half)
+        let is_single = |sum: &Self| sum.is_single() && sum.first.source != Source::Len;
+        Self::new(number).filter(|sum| is_single(sum) && !number.half)
     }
 
+    fn is_single(&self) -> bool {
+        self.more.is_empty() && self.first.then.is_empty()
+    }
+
+    /// The same as [`of`](Self::of), if it is a single piece of which all 8 bytes are there.
     #[inline(always)]
+    pub(crate) fn of_word(&self, bytes: &[u8]) -> Option<u64> {
+        let piece = &self.first;
+        let word = word(bytes, piece.offset)?;
+        let word = match piece.source {
+            Source::Big => u64::from_be_bytes(word),
+            _ => u64::from_le_bytes(word),
+        };
+        let piece = (word & piece.mask) >> (piece.right & 63) << (piece.left & 63);
+        Some(piece.wrapping_add(self.bias))
+    }
+
+    #[inline]
     pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
         let mut sum = self.first.of(bytes).wrapping_add(self.bias);
         for piece in &self.more {
@@ -381,17 +394,6 @@ impl Sum {
         sum
     }
 }
-
-/// A piece that is always 0.
-const NOTHING: Piece = Piece {
-    source: Source::Len,
-    offset: 0,
-    mask: 0,
-    right: 0,
-    left: 0,
-    add: 0,
-    keep: u64::MAX,
-};
 
 /// The pieces that a row of bits is made of.
 fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
@@ -412,13 +414,24 @@ fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
         },
         offset: field.offset,
         left: field.left,
-        add: 0,
-        keep: u64::MAX,
+        then: Vec::new(),
     });
     Some(pieces.collect())
 }
 
 impl Piece {
+    /// A piece that is always 0.
+    fn nothing() -> Self {
+        Self {
+            source: Source::Len,
+            offset: 0,
+            mask: 0,
+            right: 0,
+            left: 0,
+            then: Vec::new(),
+        }
+    }
+
     #[inline(always)]
     fn of(&self, bytes: &[u8]) -> u64 {
         let word = match self.source {
@@ -435,8 +448,10 @@ impl Piece {
             }
         };
         // Both are below 64, which the compiler does not know.
-        ((word & self.mask) >> (self.right & 63) << (self.left & 63)).wrapping_add(self.add)
-            & self.keep
+        let piece = (word & self.mask) >> (self.right & 63) << (self.left & 63);
+        self.then
+            .iter()
+            .fold(piece, |value, change| change.of(value))
     }
 }
 
