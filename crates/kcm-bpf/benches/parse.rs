@@ -109,8 +109,11 @@ fn verified(insns: &[Insn]) -> Program {
 macro_rules! object {
     ($name:literal) => {
         Program::verify(
-            elf::load(include_bytes!(concat!("../tests/objects/", $name, ".o")), None)
-                .expect("a good object"),
+            elf::load(
+                include_bytes!(concat!("../tests/objects/", $name, ".o")),
+                None,
+            )
+            .expect("a good object"),
         )
         .expect("a safe program")
     };

@@ -22,8 +22,8 @@ mod formula;
 
 use crate::alu::{Alu, Cmp, Swap, low, sign_extend};
 use crate::decode::{Op, Operand};
-use crate::interpreter::formula::Formula;
 use crate::insn::op;
+use crate::interpreter::formula::Formula;
 use crate::verifier::helpers::{KTIME_GET_NS, SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
 use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
 
@@ -297,9 +297,7 @@ impl Code {
         match self.frame {
             Frame::None => self.run_with::<0, 0>(bytes, now_ns, left),
             Frame::Small => self.run_with::<SMALL_STACK_BYTES, 0>(bytes, now_ns, left),
-            Frame::Whole => {
-                self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns, left)
-            }
+            Frame::Whole => self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns, left),
         }
     }
 

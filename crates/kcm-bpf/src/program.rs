@@ -190,7 +190,9 @@ impl Outcome {
     fn new(result: i32, left: &Left) -> Self {
         let word = |n: usize| {
             let bytes = left.cb.as_chunks().0.get(n).copied();
-            bytes.map(u32::from_le_bytes).filter(|_| left.written & 1 << n != 0)
+            bytes
+                .map(u32::from_le_bytes)
+                .filter(|_| left.written & 1 << n != 0)
         };
         Self {
             result,

@@ -329,10 +329,7 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
                 insns.push(insn(ALU | ADD | X, 7, 0, 0, 0));
             }
             let class = if wide { JMP } else { JMP32 };
-            let jump = class
-                | [
-                    JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE,
-                ][cmp];
+            let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
             let [constant, ..] = imm.to_le_bytes();
             let way: &[Insn] = &if early {
                 vec![

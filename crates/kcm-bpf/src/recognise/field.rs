@@ -57,7 +57,10 @@ pub(super) fn fields(bits: &Bits) -> Option<Vec<Field>> {
 /// that is given.
 pub(super) fn single(bits: &Bits, end: usize) -> Option<Field> {
     let parts: Vec<Part> = (0..).zip(bits.iter().copied()).collect();
-    let parts: Vec<Part> = parts.into_iter().filter(|(_, bit)| *bit != Bit::Zero).collect();
+    let parts: Vec<Part> = parts
+        .into_iter()
+        .filter(|(_, bit)| *bit != Bit::Zero)
+        .collect();
     one(&parts, Some(end)).filter(|field| field.order != Order::Len)
 }
 

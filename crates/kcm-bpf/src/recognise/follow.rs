@@ -153,9 +153,7 @@ impl State {
     fn operand(&self, operand: Operand) -> Value {
         match operand {
             Operand::Reg(reg) => self.reg(reg).clone(),
-            Operand::Imm(imm) => {
-                Value::Number(Number::constant(i64::from(imm).cast_unsigned()))
-            }
+            Operand::Imm(imm) => Value::Number(Number::constant(i64::from(imm).cast_unsigned())),
         }
     }
 
@@ -395,9 +393,9 @@ fn simple(state: &mut State, op: Op, context: Option<Context>) -> Option<()> {
             let value = match (alu, state.reg(dst).clone(), by) {
                 (Alu::Mov, _, by) if wide => by,
                 (Alu::Mov, _, Value::Number(by)) => Value::Number(by.cut(false)),
-                (_, Value::Number(old), Value::Number(by)) => old
-                    .alu(alu, wide, by)
-                    .map_or(Value::Unknown, Value::Number),
+                (_, Value::Number(old), Value::Number(by)) => {
+                    old.alu(alu, wide, by).map_or(Value::Unknown, Value::Number)
+                }
                 (Alu::Add, Value::Stack(at), Value::Number(by))
                 | (Alu::Add, Value::Number(by), Value::Stack(at)) => by
                     .as_constant()
@@ -438,9 +436,7 @@ fn simple(state: &mut State, op: Op, context: Option<Context>) -> Option<()> {
             let value = match context {
                 Some(Context::Zero) => zero(),
                 Some(Context::Len(at)) => Value::Number(Number::len(at, size)),
-                Some(Context::Cb(at)) => {
-                    load(&state.cb, at.into(), size).unwrap_or(Value::Unknown)
-                }
+                Some(Context::Cb(at)) => load(&state.cb, at.into(), size).unwrap_or(Value::Unknown),
                 None => match *state.reg(base) {
                     Value::Stack(at) => {
                         let at = at.wrapping_add_signed(off.into());
@@ -548,4 +544,3 @@ fn load(memory: &[Cell], at: u64, size: u8) -> Option<Value> {
     }
     Some(Value::Number(Number::of_bits(bits)))
 }
-

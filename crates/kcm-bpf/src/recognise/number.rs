@@ -262,11 +262,7 @@ impl Number {
         }
         // Sums of 32 bits need only the low halves.
         let operand = |number: Self| {
-            if wide {
-                number.exact()
-            } else {
-                Some(number)
-            }
+            if wide { number.exact() } else { Some(number) }
         };
         match (alu, constant) {
             (Alu::Mov, _) => Some(by.cut(wide)),
