@@ -59,9 +59,44 @@ const MORE_THAN_THE_KERNEL: &[(&str, &str)] = &[
 /// taken; the kernel does not, follows it, and may find something there.
 const KNOWN_BETTER: &str = "bounds of packet loads and divisions, which the kernel does not follow";
 
-/// Whether that is the reason why we accept what the kernel refuses at an instruction: knowing no more
-/// of such results than the kernel, we refuse this very instruction too.
-fn is_known_better(insns: &[Insn], refused_at: usize) -> bool {
+/// Where the kernel has refused a program.
+#[derive(Clone, Copy)]
+enum Refused {
+    At(usize),
+    /// It came back to this instruction with nothing changed.
+    EndlessLoop(usize),
+}
+
+impl Refused {
+    /// From the log of the kernel's verifier.
+    fn of(log: &str) -> Option<Self> {
+        let endless = |line: &str| {
+            let at = line.strip_prefix("infinite loop detected at insn ")?;
+            Some(Self::EndlessLoop(at.parse().ok()?))
+        };
+        let followed = |line: &str| Some(Self::At(line.split_once(": (")?.0.parse().ok()?));
+        log.lines()
+            .find_map(endless)
+            .or_else(|| log.lines().rev().find_map(followed))
+    }
+
+    /// Whether it is for lack of that knowledge: knowing no more of such results than the kernel, we
+    /// refuse this very instruction too. Of an endless loop, each of us finds another instruction.
+    fn blindly(self, insns: &[Insn]) -> bool {
+        let (Self::At(at) | Self::EndlessLoop(at)) = self;
+        let Err(Error::Rejected(rejection)) = Program::verify(blurred(insns, at)) else {
+            return false;
+        };
+        match self {
+            Self::At(at) => rejection.index() == Some(at),
+            Self::EndlessLoop(_) => *rejection.reason() == Reason::EndlessLoop,
+        }
+    }
+}
+
+/// The program with any number in place of what is loaded from the message or divided, but for the
+/// instruction that is refused.
+fn blurred(insns: &[Insn], refused_at: usize) -> Vec<Insn> {
     let mut blurred = insns.to_vec();
     for (at, insn) in blurred.iter_mut().enumerate() {
         let is_load = insn.class() == op::LD && insn.code & 0xe0 != op::IMM;
@@ -84,16 +119,7 @@ fn is_known_better(insns: &[Insn], refused_at: usize) -> bool {
             };
         }
     }
-    match Program::verify(blurred) {
-        Err(Error::Rejected(rejection)) => rejection.index() == Some(refused_at),
-        _ => false,
-    }
-}
-
-/// The instruction that a log of the kernel's verifier ends with.
-fn refused_at(log: &str) -> Option<usize> {
-    let number = |line: &str| line.split_once(": (")?.0.parse().ok();
-    log.lines().rev().find_map(number)
+    blurred
 }
 
 #[test]
@@ -186,7 +212,7 @@ impl Account {
                     .find(|(piece, _)| log.contains(piece));
                 match known {
                     Some((_, reason)) => *self.only_we.entry(reason).or_default() += 1,
-                    None if refused_at(&log).is_some_and(|at| is_known_better(insns, at)) => {
+                    None if Refused::of(&log).is_some_and(|refused| refused.blindly(insns)) => {
                         *self.only_we.entry(KNOWN_BETTER).or_default() += 1;
                     }
                     None => {

@@ -380,8 +380,8 @@ fn branching_programs_are_often_recognised() {
         .filter(|_| {
             let insns = branching().new_tree(&mut runner).expect("no filter");
             let program = Program::verify(insns.current()).expect("safe");
-            program.account().to_string().contains("told apart by")
+            program.account().to_string().contains("from fields")
         })
         .count();
-    assert!(trees > 500, "{trees} trees of 1000");
+    assert!(trees > 400, "{trees} trees of 1000");
 }

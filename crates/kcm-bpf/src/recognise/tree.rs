@@ -152,7 +152,9 @@ impl Tree {
                     }
                 }
                 Then::End(End { result, key, class }) => {
-                    tree.lengths += 1;
+                    let is_length =
+                        (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
+                    tree.lengths += usize::from(is_length);
                     let length = Sum::new(result)?;
                     let label = |number: &Option<Number>| match number {
                         Some(number) => Sum::new(number).map(Some),
