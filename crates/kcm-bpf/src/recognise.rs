@@ -236,10 +236,18 @@ impl fmt::Display for Field {
 
 impl fmt::Display for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} lengths, told apart by {} comparisons of fields",
-            self.lengths, self.decisions
-        )
+        match (self.lengths, self.decisions) {
+            (_, 0) => write!(f, "a length from fields"),
+            (1, 1) => write!(f, "a length from fields, behind a comparison"),
+            (1, n) => write!(f, "a length from fields, behind {n} comparisons"),
+            (lengths, 1) => write!(
+                f,
+                "{lengths} lengths from fields, told apart by a comparison"
+            ),
+            (lengths, n) => write!(
+                f,
+                "{lengths} lengths from fields, told apart by {n} comparisons"
+            ),
+        }
     }
 }

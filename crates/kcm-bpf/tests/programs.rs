@@ -46,7 +46,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 
 /// A straight program of one or two loads, and what compilers make lengths of them with.
 fn straight() -> impl Strategy<Value = Vec<Insn>> {
-    let step = (0..12u8, any::<u8>(), any::<bool>(), any::<i32>());
+    let step = (0..17u8, any::<u8>(), any::<bool>(), any::<i32>());
     (
         0..20i32,
         0..3usize,
@@ -85,6 +85,21 @@ fn straight() -> impl Strategy<Value = Vec<Insn>> {
                     8 => vec![insn(class | OR, 0, 0, 0, imm)],
                     9 => vec![insn(class | MUL, 0, 0, 0, 1 << (n % 8))],
                     10 => vec![insn(class | ARSH, 0, 0, 0, shift)],
+                    11 => vec![insn(class | XOR, 0, 0, 0, imm)],
+                    12 => vec![insn(class | MUL, 0, 0, 0, imm)],
+                    13 => vec![insn(
+                        class | [DIV, MOD][usize::from(n & 1)],
+                        0,
+                        0,
+                        i16::from(n & 2 != 0),
+                        if imm == 0 { 7 } else { imm },
+                    )],
+                    14 => vec![insn(class | NEG, 0, 0, 0, 0)],
+                    // Rounded up to whole words.
+                    15 => vec![
+                        insn(class | ADD, 0, 0, 0, 3),
+                        insn(class | AND, 0, 0, 0, !3),
+                    ],
                     // Another part of the same field.
                     _ => vec![
                         insn(class | MOV | X, 7, 0, 0, 0),
@@ -286,4 +301,87 @@ fn key_and_class_are_what_the_program_leaves() {
         leave(&[insn(ST | MEM | DW, 1, 48, -1)]),
         (Some(u32::MAX), Some(255))
     );
+}
+
+/// A few loads, comparisons with what they gave, and a length for each way.
+fn branching() -> impl Strategy<Value = Vec<Insn>> {
+    let part = (
+        (0..3usize, 0..12i32, any::<bool>()),
+        (0..11usize, any::<bool>(), any::<i32>(), 0..4usize),
+        (any::<i32>(), any::<bool>()),
+    );
+    prop::collection::vec(part, 1..6).prop_map(|parts| {
+        let insn = |code, dst, src, off, imm| Insn {
+            code,
+            dst,
+            src,
+            off,
+            imm,
+        };
+        let mut insns = vec![
+            insn(ALU64 | MOV | X, 6, 1, 0, 0),
+            insn(ALU64 | MOV, 7, 0, 0, 9),
+            insn(LDX | MEM | W, 8, 6, 0, 0),
+        ];
+        for ((size, offset, keep), (cmp, wide, imm, kind), (result, early)) in parts {
+            insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
+            if keep {
+                insns.push(insn(ALU | ADD | X, 7, 0, 0, 0));
+            }
+            let class = if wide { JMP } else { JMP32 };
+            let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
+            let [constant, ..] = imm.to_le_bytes();
+            let way: &[Insn] = &if early {
+                vec![
+                    insn(ALU64 | MOV, 0, 0, 0, result),
+                    insn(JMP | EXIT, 0, 0, 0, 0),
+                ]
+            } else {
+                vec![insn(ALU64 | RSH, 7, 0, 0, 1), insn(ALU | XOR, 7, 0, 0, 5)]
+            };
+            let off = i16::try_from(way.len()).expect("short");
+            insns.push(match kind {
+                0 => insn(jump, 0, 0, off, imm),
+                1 => insn(jump, 0, 0, off, constant.into()),
+                // The rest of the message is there, or not.
+                2 => insn(jump | X, 0, 8, off, 0),
+                _ => insn(jump, 7, 0, off, constant.into()),
+            });
+            insns.extend(way);
+        }
+        insns.push(insn(STX | MEM | W, 6, 7, 48, 0));
+        insns.push(insn(ALU64 | MOV | X, 0, 7, 0, 0));
+        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn branching_programs(
+        insns in branching(),
+        messages in prop::collection::vec(message(), 8),
+    ) {
+        let program = Program::verify(insns).expect("nothing in it can go wrong");
+        for message in messages {
+            agrees(&program, &message)?;
+        }
+    }
+}
+
+/// If this fails, the property above proves little.
+#[test]
+fn branching_programs_are_often_recognised() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let trees = (0..1000)
+        .filter(|_| {
+            let insns = branching().new_tree(&mut runner).expect("no filter");
+            let program = Program::verify(insns.current()).expect("safe");
+            program.account().to_string().contains("from fields")
+        })
+        .count();
+    assert!(trees > 400, "{trees} trees of 1000");
 }

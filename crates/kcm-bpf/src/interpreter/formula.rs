@@ -68,8 +68,19 @@ impl Formula {
         })
     }
 
+    /// It, or nothing if the message is too short for it.
     #[inline(always)]
     pub(super) fn value(&self, bytes: &[u8]) -> Option<u64> {
+        // What is loaded lies in the word, so that the word is all that must be there.
+        match self.sum.of_word(bytes) {
+            Some(value) => Some(value),
+            None => self.value_near_the_end(bytes),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn value_near_the_end(&self, bytes: &[u8]) -> Option<u64> {
         (bytes.len() >= self.need).then(|| self.sum.of(bytes))
     }
 }

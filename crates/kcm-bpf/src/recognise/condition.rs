@@ -91,6 +91,19 @@ fn with_constant(cmp: Cmp, wide: bool, a: Number, constant: u64) -> Option<Compa
         }
         cmp = unsigned(cmp);
     }
+    // Below zero: the highest bit says it.
+    let below_zero = match cmp {
+        Cmp::SLt if c == 0 => Some(Cmp::Ne),
+        Cmp::SGe if c == 0 => Some(Cmp::Eq),
+        Cmp::SLe if c == all => Some(Cmp::Ne),
+        Cmp::SGt if c == all => Some(Cmp::Eq),
+        _ => None,
+    };
+    if let (Some(cmp), Some(bits)) = (below_zero, a.as_bits()) {
+        let mut highest = [Bit::Zero; 64];
+        highest[0] = bits[if wide { 63 } else { 31 }];
+        return compare(cmp, true, Number::of_bits(highest), Number::constant(0));
+    }
     // From where, up to where, and whether all others are meant.
     let (from, to, outside) = match cmp {
         Cmp::Eq => (c, c, false),
@@ -147,7 +160,9 @@ fn with_constant(cmp: Cmp, wide: bool, a: Number, constant: u64) -> Option<Compa
 
 /// Two numbers without a sign differ by less than 2⁶³, so that the sign of the difference is right.
 fn difference(cmp: Cmp, wide: bool, a: Number, b: Number) -> Option<Comparison> {
-    let bound = if wide { 1 << 63 } else { 1 << 31 };
+    // Without a sign, 32 bits are as good as 64 of which the upper half is 0.
+    let is_signed = unsigned(cmp) != cmp;
+    let bound = if is_signed && !wide { 1 << 31 } else { 1 << 63 };
     if a.most() >= bound || b.most() >= bound || a.half || b.half {
         return None;
     }

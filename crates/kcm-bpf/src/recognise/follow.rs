@@ -53,6 +53,35 @@ pub(super) enum Then {
     End(End),
 }
 
+impl Node {
+    /// All nodes that it leads to.
+    fn next(&self, mut leads_to: impl FnMut(usize)) {
+        if self.need > 0 {
+            leads_to(self.short);
+        }
+        if let Then::Decide {
+            inside, outside, ..
+        } = self.then
+        {
+            leads_to(inside);
+            leads_to(outside);
+        }
+    }
+
+    /// The same with the nodes it leads to at other places.
+    fn moved(&self, place: impl Fn(usize) -> usize) -> Self {
+        let mut node = self.clone();
+        node.short = if node.need > 0 { place(node.short) } else { 0 };
+        if let Then::Decide {
+            inside, outside, ..
+        } = &mut node.then
+        {
+            (*inside, *outside) = (place(*inside), place(*outside));
+        }
+        node
+    }
+}
+
 /// What the program leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct End {
@@ -71,9 +100,28 @@ pub(super) fn follow(verified: &Verified) -> Option<Vec<Node>> {
         steps: 0,
     };
     let root = follower.way(State::new())?;
-    // The root may have been found to be the same as an earlier one.
-    follower.nodes.truncate(root + 1);
-    Some(follower.nodes)
+    Some(reached(&follower.nodes, root))
+}
+
+/// The nodes that are reached from the root, in their order. Some were only steps to others.
+fn reached(nodes: &[Node], root: usize) -> Vec<Node> {
+    let mut is_reached = vec![false; nodes.len()];
+    is_reached[root] = true;
+    let mut places = vec![0; nodes.len()];
+    // From the root down, as a node leads only to those before it.
+    for (index, node) in nodes.iter().enumerate().rev() {
+        if is_reached[index] {
+            node.next(|next| is_reached[next] = true);
+        }
+    }
+    let mut kept: Vec<Node> = Vec::new();
+    for (index, node) in nodes.iter().enumerate() {
+        if is_reached[index] {
+            places[index] = kept.len();
+            kept.push(node.moved(|next| places[next]));
+        }
+    }
+    kept
 }
 
 struct Follower<'a> {
@@ -408,8 +456,7 @@ fn simple(state: &mut State, op: Op, context: Option<Context>) -> Option<()> {
             state.set(dst, value);
         }
         Op::Neg { wide, dst } => {
-            let old = state.constant(dst);
-            let negated = old.map(|old| Number::constant(Alu::Sub.eval(wide, 0, old)));
+            let negated = (state.number(dst).cloned()).and_then(|old| old.negated(wide));
             state.set_number(dst, negated);
         }
         Op::MovSx {

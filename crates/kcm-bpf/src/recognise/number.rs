@@ -2,8 +2,8 @@
 //!
 //! A [`Number`] is a sum: rows of 64 bits, each 0, 1 or a certain bit of the message, and a constant.
 //! Shifts, masks, swaps and ors of disjoint parts just move bits about, so it does not matter in which
-//! of many ways a compiler has written a 24-bit little-endian field. A row to which something was
-//! added before it was masked (a length rounded up to whole words) is kept as that, a [`Term`].
+//! of many ways a compiler has written a 24-bit little-endian field. What else is done to a row with
+//! constants (rounded up to whole words, multiplied, divided) is kept as that behind it: a [`Term`].
 //!
 //! Nothing here is an approximation: an operation gives the number, or nothing.
 
@@ -24,13 +24,23 @@ pub(super) enum Bit {
 /// The least significant bit first.
 pub(super) type Bits = [Bit; 64];
 
-/// `(bits + add) & keep`.
+/// Bits, and what is done with their number, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Term {
     pub(super) bits: Bits,
-    pub(super) add: u64,
-    pub(super) keep: u64,
+    pub(super) then: Vec<Change>,
 }
+
+/// Arithmetic with a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) alu: Alu,
+    pub(super) wide: bool,
+    pub(super) by: u64,
+}
+
+/// Most changes of a term. With more of them it is instructions again.
+const MAX_CHANGES: usize = 8;
 
 /// A 64-bit number: the sum of its terms and a constant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +56,12 @@ pub(super) const LOW: u64 = 0xffff_ffff;
 impl Term {
     /// Nothing but bits.
     pub(super) fn is_plain(&self) -> bool {
-        self.add == 0 && self.keep == u64::MAX
+        self.then.is_empty()
     }
 
     fn plain(bits: Bits) -> Self {
-        Self {
-            bits,
-            add: 0,
-            keep: u64::MAX,
-        }
+        let then = Vec::new();
+        Self { bits, then }
     }
 
     /// No value of it is above this.
@@ -63,7 +70,32 @@ impl Term {
         for (i, bit) in self.bits.iter().enumerate() {
             most |= u64::from(*bit != Bit::Zero) << i;
         }
-        most.saturating_add(self.add).min(self.keep)
+        self.then
+            .iter()
+            .fold(most, |most, change| change.most_after(most))
+    }
+}
+
+impl Change {
+    #[inline(always)]
+    pub(super) fn of(self, value: u64) -> u64 {
+        self.alu.eval(self.wide, value, self.by)
+    }
+
+    /// What no value is above, if none was above `most` before.
+    fn most_after(self, most: u64) -> u64 {
+        let (all, by) = if self.wide {
+            (u64::MAX, self.by)
+        } else {
+            (LOW, self.by & LOW)
+        };
+        let most = most.min(all);
+        match self.alu {
+            Alu::And => most.min(by),
+            Alu::Add => most.checked_add(by).map_or(all, |sum| sum.min(all)),
+            Alu::Rsh => self.of(most),
+            _ => all,
+        }
     }
 }
 
@@ -173,9 +205,15 @@ impl Number {
     /// The low half as a result: what is above does not count.
     pub(super) fn into_result(mut self) -> Self {
         for term in &mut self.terms {
-            if term.keep & LOW == LOW {
-                self.bias = self.bias.wrapping_add(term.add);
-                (term.add, term.keep) = (0, u64::MAX);
+            while let Some(last) = term.then.last().copied() {
+                match last.alu {
+                    Alu::And if last.by & LOW == LOW => {}
+                    Alu::Add => self.bias = self.bias.wrapping_add(last.by),
+                    _ => break,
+                }
+                term.then.pop();
+            }
+            if term.is_plain() {
                 term.bits[32..].fill(Bit::Zero);
             }
         }
@@ -186,54 +224,108 @@ impl Number {
         self
     }
 
-    /// The same without `half`, in one term, so that something can be done with all 64 bits.
+    /// The same without `half`, so that something can be done with all 64 bits.
     pub(crate) fn exact(self) -> Option<Self> {
-        if !self.half {
-            return Some(self);
-        }
-        match &self.terms[..] {
-            [term] if term.is_plain() => Some(Self {
-                terms: vec![Term {
-                    bits: term.bits,
-                    add: self.bias,
-                    keep: LOW,
-                }],
-                bias: 0,
-                half: false,
-            }),
-            _ => None,
+        if self.half {
+            let bias = self.bias;
+            Self { bias: 0, ..self }.then(Alu::Add, false, bias)
+        } else {
+            Some(self)
         }
     }
 
+    /// The number, changed in a way that bits and sums cannot say.
+    fn then(mut self, alu: Alu, wide: bool, by: u64) -> Option<Self> {
+        if self.half && wide {
+            self = self.exact()?;
+        }
+        let [term] = &mut self.terms[..] else {
+            return None;
+        };
+        if self.bias != 0 {
+            // (Without `half`, or else the change takes the low half alone.)
+            term.then.push(Change {
+                alu: Alu::Add,
+                wide: true,
+                by: self.bias,
+            });
+        }
+        term.then.push(Change { alu, wide, by });
+        (self.bias, self.half) = (0, false);
+        (self.terms.iter().all(|term| term.then.len() <= MAX_CHANGES)).then_some(self)
+    }
+
     pub(crate) fn alu(self, alu: Alu, wide: bool, by: Self) -> Option<Self> {
-        if let (Some(a), Some(b)) = (self.as_constant(), by.as_constant()) {
+        let constant = by.as_constant();
+        if let (Some(a), Some(b)) = (self.as_constant(), constant) {
             return Some(Self::constant(alu.eval(wide, a, b)));
         }
-        // Sums and shifts to the left of low halves need only these.
-        let (a, b) = match alu {
-            Alu::Add | Alu::Sub | Alu::Mul | Alu::Lsh if !wide => (self, by),
-            Alu::Mov => return Some(by.cut(wide)),
-            Alu::And if by.as_constant().is_some() => return self.masked(wide, by.bias),
-            _ if !wide => (self.cut(false).exact()?, by.cut(false).exact()?),
-            _ => (self.exact()?, by.exact()?),
+        // Sums of 32 bits need only the low halves.
+        let operand = |number: Self| {
+            if wide { number.exact() } else { Some(number) }
         };
-        match alu {
-            Alu::Add => Some(a.plus(b).cut(wide)),
-            Alu::Sub => {
-                let constant = b.as_constant()?.wrapping_neg();
-                Some(a.plus(Self::constant(constant)).cut(wide))
+        match (alu, constant) {
+            (Alu::Mov, _) => Some(by.cut(wide)),
+            (Alu::Add, _) => Some(operand(self)?.plus(operand(by)?).cut(wide)),
+            (Alu::Sub, Some(by)) => {
+                let less = Self::constant(by.wrapping_neg());
+                Some(operand(self)?.plus(less).cut(wide))
             }
-            Alu::Mul => {
-                let factor = b.as_constant().filter(|factor| factor.is_power_of_two())?;
-                Some(a.shifted_left(factor.trailing_zeros())?.cut(wide))
+            (Alu::Mul, Some(by)) if by.is_power_of_two() => {
+                let shift = Self::constant(by.trailing_zeros().into());
+                // (In 32 bits nothing is left of a product with 2³² or more.)
+                if !wide && by > LOW {
+                    return Some(Self::constant(0));
+                }
+                self.alu(Alu::Lsh, wide, shift)
             }
-            Alu::Lsh => Some(a.shifted_left(amount(wide, &b)?)?.cut(wide)),
-            Alu::Or if a.as_bits().is_none() || b.as_bits().is_none() => None,
+            (Alu::Lsh, Some(by)) if self.terms.iter().all(Term::is_plain) => {
+                Some(operand(self)?.shifted_left(amount(wide, by)?)?.cut(wide))
+            }
             _ => {
-                let bits = move_bits(alu, wide, &a.as_bits()?, &b)?;
-                Some(Self::of_bits(bits).cut(wide))
+                if let Some(bits) = self.clone().in_bits(alu, wide, &by) {
+                    return Some(Self::of_bits(bits).cut(wide));
+                }
+                self.then(alu, wide, constant?)
             }
         }
+    }
+
+    /// An operation that keeps each bit whole, on a number that is just bits.
+    fn in_bits(self, alu: Alu, wide: bool, by: &Self) -> Option<Bits> {
+        let bits = if wide {
+            self.as_bits()?
+        } else {
+            self.cut(false).as_bits()?
+        };
+        let amount = || usize::try_from(amount(wide, by.as_constant()?)?).ok();
+        Some(match alu {
+            Alu::Rsh => {
+                let n = amount()?;
+                std::array::from_fn(|i| bits.get(i + n).copied().unwrap_or(Bit::Zero))
+            }
+            Alu::Arsh => {
+                let n = amount()?;
+                let width = if wide { 64 } else { 32 };
+                std::array::from_fn(|i| bits[(i + n).min(width - 1)])
+            }
+            Alu::And | Alu::Or => {
+                let other = by.as_bits()?;
+                let mut both = [Bit::Zero; 64];
+                for (i, bit) in both.iter_mut().enumerate() {
+                    *bit = match (alu, bits[i], other[i]) {
+                        (_, a, b) if a == b => a,
+                        (Alu::And, Bit::Zero, _) | (Alu::And, _, Bit::Zero) => Bit::Zero,
+                        (Alu::And, Bit::One, a) | (Alu::And, a, Bit::One) => a,
+                        (Alu::Or, Bit::One, _) | (Alu::Or, _, Bit::One) => Bit::One,
+                        (Alu::Or, Bit::Zero, a) | (Alu::Or, a, Bit::Zero) => a,
+                        _ => return None,
+                    };
+                }
+                both
+            }
+            _ => return None,
+        })
     }
 
     pub(crate) fn swap(&self, swap: Swap) -> Option<Self> {
@@ -250,40 +342,16 @@ impl Number {
         })))
     }
 
+    pub(super) fn negated(self, wide: bool) -> Option<Self> {
+        self.alu(Alu::Xor, wide, Self::constant(u64::MAX))?
+            .alu(Alu::Add, wide, Self::constant(1))
+    }
+
     pub(super) fn sign_extend(&self, from_bits: u32, wide: bool) -> Option<Self> {
         let bits = self.as_bits()?;
         let sign = usize::try_from(from_bits).ok()?.checked_sub(1)?;
         let extended = std::array::from_fn(|i| bits[i.min(sign)]);
         Some(Self::of_bits(extended).cut(wide))
-    }
-
-    /// The number with these bits of it alone.
-    fn masked(self, wide: bool, mask: u64) -> Option<Self> {
-        let mask = if wide && !self.half { mask } else { mask & LOW };
-        if let Some(mut bits) = self.as_bits() {
-            for (i, bit) in bits.iter_mut().enumerate() {
-                if mask >> i & 1 == 0 {
-                    *bit = Bit::Zero;
-                }
-            }
-            return Some(Self::of_bits(bits));
-        }
-        let [term] = &self.terms[..] else {
-            return None;
-        };
-        let mut term = term.clone();
-        if term.is_plain() {
-            (term.add, term.keep) = (self.bias, mask);
-        } else if self.bias == 0 {
-            term.keep &= mask;
-        } else {
-            return None;
-        }
-        Some(Self {
-            terms: vec![term],
-            bias: 0,
-            half: false,
-        })
     }
 
     fn plus(mut self, other: Self) -> Self {
@@ -328,38 +396,6 @@ impl Number {
 }
 
 /// The amount of a shift, which is below the width.
-fn amount(wide: bool, by: &Number) -> Option<u32> {
-    u32::try_from(by.as_constant()? & if wide { 63 } else { 31 }).ok()
-}
-
-/// The operations that keep each bit whole.
-fn move_bits(alu: Alu, wide: bool, bits: &Bits, by: &Number) -> Option<Bits> {
-    let amount = || usize::try_from(amount(wide, by)?).ok();
-    Some(match alu {
-        Alu::Rsh => {
-            let n = amount()?;
-            std::array::from_fn(|i| bits.get(i + n).copied().unwrap_or(Bit::Zero))
-        }
-        Alu::Arsh => {
-            let n = amount()?;
-            let width = if wide { 64 } else { 32 };
-            std::array::from_fn(|i| bits[(i + n).min(width - 1)])
-        }
-        Alu::And | Alu::Or => {
-            let other = by.as_bits()?;
-            let mut both = [Bit::Zero; 64];
-            for (i, bit) in both.iter_mut().enumerate() {
-                *bit = match (alu, bits[i], other[i]) {
-                    (_, a, b) if a == b => a,
-                    (Alu::And, Bit::Zero, _) | (Alu::And, _, Bit::Zero) => Bit::Zero,
-                    (Alu::And, Bit::One, a) | (Alu::And, a, Bit::One) => a,
-                    (Alu::Or, Bit::One, _) | (Alu::Or, _, Bit::One) => Bit::One,
-                    (Alu::Or, Bit::Zero, a) | (Alu::Or, a, Bit::Zero) => a,
-                    _ => return None,
-                };
-            }
-            both
-        }
-        _ => return None,
-    })
+fn amount(wide: bool, by: u64) -> Option<u32> {
+    u32::try_from(by & if wide { 63 } else { 31 }).ok()
 }

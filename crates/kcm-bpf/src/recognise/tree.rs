@@ -12,10 +12,10 @@ use std::hint::cold_path;
 
 use kcm_frame::{Frame, Verdict};
 
-use crate::alu::low;
+use crate::alu::{Alu, low};
 use crate::recognise::field::{Order, fields};
 use crate::recognise::follow::{End, Node, Then};
-use crate::recognise::number::{Bits, LOW, Number};
+use crate::recognise::number::{Bits, Change, LOW, Number};
 
 /// A program as decisions.
 #[derive(Debug)]
@@ -48,17 +48,28 @@ enum Quick {
         inside: usize,
         outside: usize,
     },
-    /// A length whose bits are next to each other: what stands above them is shifted out to the
-    /// left, what stands below to the right.
-    Length {
-        offset: usize,
-        need: usize,
-        is_big: bool,
-        up: u32,
-        down: u32,
-        bias: u64,
-    },
+    /// A length, with nothing but a constant to be added.
+    Length(Row),
+    /// A length to which more is done.
+    Changed(Box<Row>),
+    /// A length, a key and a class.
+    Labelled(Box<[Row; 3]>),
     No,
+}
+
+/// Bits that are next to each other, in 8 bytes from `offset` on: what stands above them is shifted
+/// out to the left, what stands below to the right.
+#[derive(Debug)]
+struct Row {
+    offset: usize,
+    need: usize,
+    is_big: bool,
+    up: u32,
+    down: u32,
+    then: Vec<Change>,
+    bias: u64,
+    /// Whether there is such a number at all: a label may be missing.
+    is_there: bool,
 }
 
 #[derive(Debug)]
@@ -86,16 +97,15 @@ pub(crate) struct Sum {
     bias: u64,
 }
 
-/// `((word & mask) >> right << left) + add & keep` of 8 bytes of the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `(word & mask) >> right << left` of 8 bytes of the message, and what is done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece {
     source: Source,
     offset: usize,
     mask: u64,
     right: u32,
     left: u32,
-    add: u64,
-    keep: u64,
+    then: Vec<Change>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +152,9 @@ impl Tree {
                     }
                 }
                 Then::End(End { result, key, class }) => {
-                    tree.lengths += 1;
+                    let is_length =
+                        (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
+                    tree.lengths += usize::from(is_length);
                     let length = Sum::new(result)?;
                     let label = |number: &Option<Number>| match number {
                         Some(number) => Sum::new(number).map(Some),
@@ -191,34 +203,51 @@ impl Tree {
                         at = *outside;
                     }
                 }
-                Some(Quick::Length {
-                    offset,
-                    need,
-                    is_big,
-                    up,
-                    down,
-                    bias,
-                }) => {
-                    let Some(word) = word(bytes, *offset).filter(|_| bytes.len() >= *need) else {
+                Some(Quick::Length(row)) => {
+                    let Some(length) = row.plain(bytes) else {
                         break;
                     };
-                    let word = if *is_big {
-                        u64::from_be_bytes(word)
-                    } else {
-                        u64::from_le_bytes(word)
-                    };
-                    // (Both amounts are below 64, which the compiler does not know.)
-                    let length = (word << (up & 63) >> (down & 63)).wrapping_add(*bias);
-                    let result = low(length).cast_signed();
+                    let result = low(length.wrapping_add(row.bias)).cast_signed();
                     if result <= 0 {
                         break;
                     }
                     return Verdict::message(result.unsigned_abs().into());
                 }
+                // Calls from here: what has none shall not pay for them.
+                Some(Quick::Changed(row)) => return self.changed(at, row, bytes),
+                Some(Quick::Labelled(rows)) => return self.labelled(at, rows, bytes),
                 _ => break,
             }
         }
         self.go_on(at, bytes)
+    }
+
+    #[inline(never)]
+    fn changed(&self, at: usize, row: &Row, bytes: &[u8]) -> Verdict {
+        match row.of(bytes) {
+            Some(length) => Verdict::from_kernel(low(length).cast_signed(), bytes.len()),
+            None => self.go_on(at, bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn labelled(&self, at: usize, [length, key, class]: &[Row; 3], bytes: &[u8]) -> Verdict {
+        let rows = (length.of(bytes), key.of(bytes), class.of(bytes));
+        let (Some(length_value), Some(key_value), Some(class_value)) = rows else {
+            return self.go_on(at, bytes);
+        };
+        let result = low(length_value).cast_signed();
+        if result <= 0 {
+            return Verdict::from_kernel(result, bytes.len());
+        }
+        let mut frame = Frame::new(result.unsigned_abs().into());
+        if key.is_there {
+            frame = frame.with_key(low(key_value));
+        }
+        if class.is_there {
+            frame = frame.with_class(crate::program::class(low(class_value)));
+        }
+        Verdict::Message(frame)
     }
 
     /// The same from a step on, for all of them.
@@ -264,11 +293,6 @@ impl Tree {
 
 impl Quick {
     fn new(step: &Step) -> Option<Self> {
-        let single = |sum: &Sum| {
-            let piece = sum.first;
-            let is_single = sum.more.is_empty() && piece.add == 0 && piece.keep == u64::MAX;
-            (is_single && piece.source != Source::Len).then_some(piece)
-        };
         let need = step.need;
         match &step.then {
             Run::Decide {
@@ -279,7 +303,10 @@ impl Quick {
                 inside,
                 outside,
             } => {
-                let piece = single(sum)?;
+                let piece = &sum.first;
+                if !sum.is_single() || piece.source == Source::Len {
+                    return None;
+                }
                 // The value for which nothing is left, put where the field is.
                 let value = sum.bias.wrapping_neg() & keep;
                 let place = value >> piece.left << piece.right;
@@ -303,24 +330,100 @@ impl Quick {
                 })
             }
             Run::Length(sum) => {
-                let piece = single(sum)?;
-                let (up, low) = (piece.mask.leading_zeros(), piece.mask.trailing_zeros());
-                let is_row = piece.mask << up >> (up + low) == u64::MAX >> (up + low);
-                if !is_row || piece.left != 0 || piece.right != low {
-                    return None;
-                }
-                Some(Self::Length {
-                    offset: piece.offset,
-                    need,
-                    is_big: piece.source == Source::Big,
-                    up,
-                    down: up + low,
-                    bias: sum.bias,
+                let row = Row::new(sum, need)?;
+                Some(if row.then.is_empty() {
+                    Self::Length(row)
+                } else {
+                    Self::Changed(Box::new(row))
                 })
             }
-            _ => None,
+            Run::Labelled(sums) => {
+                let row = |sum: &Option<Sum>| match sum {
+                    Some(sum) => Row::new(sum, need),
+                    None => Some(Row::constant(need, 0, false)),
+                };
+                let [length, key, class] = &**sums;
+                Some(Self::Labelled(Box::new([
+                    row(length)?,
+                    row(key)?,
+                    row(class)?,
+                ])))
+            }
+            Run::Decide { .. } => None,
         }
     }
+}
+
+impl Row {
+    fn new(sum: &Sum, need: usize) -> Option<Self> {
+        let piece = &sum.first;
+        if *piece == Piece::nothing() {
+            return Some(Self::constant(need, sum.bias, true));
+        }
+        let (up, low) = (piece.mask.leading_zeros(), piece.mask.trailing_zeros());
+        let is_row = piece.mask << up >> (up + low) == u64::MAX >> (up + low);
+        if !is_row
+            || !sum.more.is_empty()
+            || piece.left != 0
+            || piece.right != low
+            || piece.source == Source::Len
+        {
+            return None;
+        }
+        Some(Self {
+            offset: piece.offset,
+            need,
+            is_big: piece.source == Source::Big,
+            up,
+            down: up + low,
+            then: piece.then.clone(),
+            bias: sum.bias,
+            is_there: true,
+        })
+    }
+
+    /// A number that no byte changes: nothing is left of the first ones.
+    fn constant(need: usize, value: u64, is_there: bool) -> Self {
+        let nothing = Change {
+            alu: Alu::And,
+            wide: true,
+            by: 0,
+        };
+        Self {
+            offset: 0,
+            need,
+            is_big: false,
+            up: 0,
+            down: 0,
+            then: vec![nothing],
+            bias: value,
+            is_there,
+        }
+    }
+
+    /// The bits. Nothing, if not all of the 8 bytes are there.
+    #[inline(always)]
+    fn plain(&self, bytes: &[u8]) -> Option<u64> {
+        let word = word(bytes, self.offset).filter(|_| bytes.len() >= self.need)?;
+        let word = if self.is_big {
+            u64::from_be_bytes(word)
+        } else {
+            u64::from_le_bytes(word)
+        };
+        // (Both amounts are below 64, which the compiler does not know.)
+        Some(word << (self.up & 63) >> (self.down & 63))
+    }
+
+    /// All of it.
+    #[inline(always)]
+    fn of(&self, bytes: &[u8]) -> Option<u64> {
+        let value = changed(self.plain(bytes)?, &self.then);
+        Some(value.wrapping_add(self.bias))
+    }
+}
+
+fn changed(value: u64, changes: &[Change]) -> u64 {
+    changes.iter().fold(value, |value, change| change.of(value))
 }
 
 /// 8 bytes of the message.
@@ -345,34 +448,49 @@ impl Sum {
     fn new(number: &Number) -> Option<Self> {
         let mut pieces = Vec::new();
         for term in &number.terms {
-            let parts = pieces_of(&term.bits)?;
-            if term.is_plain() {
-                pieces.extend(parts);
-            } else {
-                let [mut piece] = parts[..] else {
-                    return None;
-                };
-                (piece.add, piece.keep) = (term.add, term.keep);
-                pieces.push(piece);
+            let mut parts = pieces_of(&term.bits)?;
+            match &mut parts[..] {
+                [piece] => piece.then.clone_from(&term.then),
+                _ if term.is_plain() => {}
+                _ => return None,
             }
+            pieces.append(&mut parts);
         }
         if pieces.len() > MAX_PIECES {
             return None;
         }
         let mut pieces = pieces.into_iter();
         Some(Self {
-            first: pieces.next().unwrap_or(NOTHING),
+            first: pieces.next().unwrap_or_else(Piece::nothing),
             more: pieces.collect(),
             bias: number.bias,
         })
     }
 
-    /// If it is a single piece.
+    /// If it is a single piece of the message.
     pub(crate) fn single(number: &Number) -> Option<Self> {
-        Self::new(number).filter(|sum| sum.more.is_empty() && !number.half)
+        let is_single = |sum: &Self| sum.is_single() && sum.first.source != Source::Len;
+        Self::new(number).filter(|sum| is_single(sum) && !number.half)
     }
 
+    fn is_single(&self) -> bool {
+        self.more.is_empty() && self.first.then.is_empty()
+    }
+
+    /// The same as [`of`](Self::of), if it is a single piece of which all 8 bytes are there.
     #[inline(always)]
+    pub(crate) fn of_word(&self, bytes: &[u8]) -> Option<u64> {
+        let piece = &self.first;
+        let word = word(bytes, piece.offset)?;
+        let word = match piece.source {
+            Source::Big => u64::from_be_bytes(word),
+            _ => u64::from_le_bytes(word),
+        };
+        let piece = (word & piece.mask) >> (piece.right & 63) << (piece.left & 63);
+        Some(piece.wrapping_add(self.bias))
+    }
+
+    #[inline]
     pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
         let mut sum = self.first.of(bytes).wrapping_add(self.bias);
         for piece in &self.more {
@@ -381,17 +499,6 @@ impl Sum {
         sum
     }
 }
-
-/// A piece that is always 0.
-const NOTHING: Piece = Piece {
-    source: Source::Len,
-    offset: 0,
-    mask: 0,
-    right: 0,
-    left: 0,
-    add: 0,
-    keep: u64::MAX,
-};
 
 /// The pieces that a row of bits is made of.
 fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
@@ -412,13 +519,24 @@ fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
         },
         offset: field.offset,
         left: field.left,
-        add: 0,
-        keep: u64::MAX,
+        then: Vec::new(),
     });
     Some(pieces.collect())
 }
 
 impl Piece {
+    /// A piece that is always 0.
+    fn nothing() -> Self {
+        Self {
+            source: Source::Len,
+            offset: 0,
+            mask: 0,
+            right: 0,
+            left: 0,
+            then: Vec::new(),
+        }
+    }
+
     #[inline(always)]
     fn of(&self, bytes: &[u8]) -> u64 {
         let word = match self.source {
@@ -435,8 +553,8 @@ impl Piece {
             }
         };
         // Both are below 64, which the compiler does not know.
-        ((word & self.mask) >> (self.right & 63) << (self.left & 63)).wrapping_add(self.add)
-            & self.keep
+        let piece = (word & self.mask) >> (self.right & 63) << (self.left & 63);
+        changed(piece, &self.then)
     }
 }
 
