@@ -57,7 +57,12 @@ impl Clients {
         let seen = std::mem::take(&mut self.relief).seen;
         let short = stats.memory_bytes.saturating_add(self.message_bytes) > self.max_held_bytes;
         let begun = stats.connections.iter().any(|c| c.in_message);
-        if !(idle && short && begun) {
+        if !(short && begun) {
+            return;
+        }
+        if !idle {
+            // Once they are, perhaps nothing more comes that would call for a look.
+            self.relief.next_look = Some(now + LOOK);
             return;
         }
         // Those of which no message has come since the last look, then and now.
