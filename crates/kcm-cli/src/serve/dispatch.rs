@@ -234,7 +234,6 @@ impl Dispatcher {
 
     /// Gives messages to workers while there are both.
     fn give(&mut self) -> Result<(), Errno> {
-        let mut given = 0;
         let idle = loop {
             let Some(number) = self.idle_worker(None) else {
                 break false;
@@ -243,10 +242,11 @@ impl Dispatcher {
                 break true;
             };
             self.give_to(number, job);
-            given += 1;
         };
-        if std::mem::take(&mut self.told) && idle && given == 0 {
-            self.clients.nothing_whole_came();
+        // (What came while all were busy was not told of; and beside a message that was given, others
+        // may have found no memory.)
+        if (std::mem::take(&mut self.told) || !self.receiving) && idle {
+            self.clients.something_came();
         }
         // Who is busy is not to be told of messages.
         let receive = idle && self.drain.is_none();

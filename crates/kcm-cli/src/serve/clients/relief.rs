@@ -9,8 +9,8 @@
 //! was begun has not the deadline, but from one look to the next. Then clients that have sent nothing
 //! more are closed; and only if there is none, also those that have: they may be held up themselves.
 //!
-//! A look asks the system about every connection. So nobody looks unless something came without
-//! being a message, and then once in [`LOOK`].
+//! A look asks the system about every connection. So nobody looks unless something came, and then once
+//! in [`LOOK`].
 
 use std::{
     collections::HashMap,
@@ -35,8 +35,8 @@ pub(super) struct Relief {
 }
 
 impl Clients {
-    /// A worker is idle, something came, and it was no message.
-    pub(in crate::serve) fn nothing_whole_came(&mut self) {
+    /// A worker is idle, and something may have come that was no message.
+    pub(in crate::serve) fn something_came(&mut self) {
         if self.relief.next_look.is_none() {
             self.relief.next_look = Some(Instant::now() + LOOK);
         }
