@@ -147,9 +147,18 @@ fn framings_that_only_read_get_headers_that_they_find() {
         // The same, with sums that may overflow 32 bits.
         (&["--framing", &program("thrift")], false),
         (&["--framing", "cbpf:3,32 0 0 0,4 0 0 4,22 0 0 0"], false),
-        // As a varint.
+        // As a varint, also where the header is said.
         (
             &["--framing", &program("mqtt_loop"), "--size", "300"],
+            false,
+        ),
+        (
+            &[
+                "--framing",
+                &program("mqtt"),
+                "--header",
+                "varint:offset=1,max=4",
+            ],
             false,
         ),
         // No length fields.

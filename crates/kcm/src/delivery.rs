@@ -27,7 +27,7 @@ use crate::{
     receive::{Fill, Rx},
     socket::SocketState,
     steering::{Label, Way},
-    walk::{Hand, Lent},
+    walk::Hand,
 };
 
 /// What a socket got from a connection.
@@ -79,17 +79,14 @@ impl Mux {
             keyed,
         };
         let in_order = psock.ordered.load(Ordering::Relaxed);
-        if !rx.has_returned() && !rx.bytes().is_empty() {
-            match self.lease(psock, &rx, state, in_order) {
-                Lent::Hand(hand) => {
-                    drop(rx);
-                    gather::begin(psock);
-                    taken.hand = Some(hand);
-                    return Some(taken);
-                }
-                Lent::Revoked => return Some(taken),
-                Lent::No => {}
-            }
+        if !rx.has_returned()
+            && !rx.bytes().is_empty()
+            && let Some(hand) = self.lease(psock, &rx, state, in_order)
+        {
+            drop(rx);
+            gather::begin(psock);
+            taken.hand = Some(hand);
+            return Some(taken);
         }
         if in_order {
             // The claim stays with the socket: nobody else can take the next message.

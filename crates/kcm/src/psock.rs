@@ -17,8 +17,6 @@ use crate::{
     transport::Carrier,
 };
 
-// In this order: what every message touches stands together, from the line of the reference counts on.
-#[repr(C)]
 pub(crate) struct Psock {
     /// Who works on what it receives.
     pub(crate) claim: Claim,

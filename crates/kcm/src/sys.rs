@@ -41,26 +41,13 @@ pub(crate) fn membarrier() {
     );
 }
 
-/// Bytes of a line of the cache.
-const LINE_BYTES: usize = 64;
-
 /// Asks the processor to bring this value into its cache, and goes on at once.
 #[inline]
 pub(crate) fn prefetch<T>(value: &T) {
-    prefetch_lines(value, size_of::<T>().div_ceil(LINE_BYTES));
-}
-
-/// As above, the line in which the value begins.
-#[inline]
-pub(crate) fn prefetch_front<T>(value: &T) {
-    prefetch_lines(value, 1);
-}
-
-#[inline]
-fn prefetch_lines<T>(value: &T, lines: usize) {
+    const LINE_BYTES: usize = 64;
     let start = std::ptr::from_ref(value).cast::<i8>();
-    for line in 0..lines {
-        let line = start.wrapping_add(line * LINE_BYTES);
+    for offset in (0..size_of::<T>()).step_by(LINE_BYTES) {
+        let line = start.wrapping_add(offset);
         // SAFETY: a hint, which reads nothing and faults on no address.
         #[cfg(target_arch = "x86_64")]
         unsafe {

@@ -208,39 +208,38 @@ impl Hand {
 
 impl Mux {
     /// Leases the rest of a burst to the caller, if nobody else waits for a message, or nobody else
-    /// may have the next one (`in_order`: to ask again is what lets it go out).
+    /// may have the next one (`in_order`: to ask again is what lets it go out). The caller has the
+    /// receiving side locked, as has who revokes a lease: so nobody does before this is over.
     pub(crate) fn lease(
         &self,
         psock: &Arc<Psock>,
         rx: &Rx,
         state: &SocketState,
         in_order: bool,
-    ) -> Lent {
+    ) -> Option<Hand> {
         let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
-            return Lent::No;
+            return None;
         };
         let alone = self.psock_count() <= 1;
         // A function may find another connection's messages more urgent.
         if !alone && matches!(rule, Stateless::Closure(_)) {
-            return Lent::No;
+            return None;
         }
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
         if holdoff > 0 && !in_order {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
-            return Lent::No;
+            return None;
         }
         let is_wanted = || !in_order && self.hub.waiting() > 0;
         if is_wanted()
             || self.memory.is_much_used()
             || (self.readiness.polled() > 0 && self.socket_count() > 1)
         {
-            return Lent::No;
+            return None;
         }
         // Less than one more message is not worth it.
         let max_message_bytes = rx.assembler.limits().max_message_bytes as u64;
-        if whole_message(&rule, rx.bytes(), max_message_bytes).is_none() {
-            return Lent::No;
-        }
+        whole_message(&rule, rx.bytes(), max_message_bytes)?;
         rx.note_label(Label::PLAIN);
         let position = rx.position;
         let mut credit = buffer.credit(position..buffer.len());
@@ -254,17 +253,14 @@ impl Mux {
         // begins to wait, or brings a connection, sees the lease, or is seen here.
         self.leases.fetch_add(1, Ordering::SeqCst);
         if is_wanted() || (alone && self.psock_count() > 1) {
-            match state.lease.end() {
-                Ok(_) => {
-                    self.leases.fetch_sub(1, Ordering::SeqCst);
-                    return Lent::No;
-                }
-                Err(_) => return Lent::Revoked,
-            }
+            let given_up = state.lease.end();
+            debug_assert!(given_up.is_ok(), "revoked without the lock");
+            self.leases.fetch_sub(1, Ordering::SeqCst);
+            return None;
         }
         credit.begin_walk();
         let first = if alone { credit_at_start } else { 1 };
-        Lent::Hand(Hand {
+        Some(Hand {
             credit,
             rule,
             start: position,
@@ -276,14 +272,6 @@ impl Mux {
             leased,
         })
     }
-}
-
-/// Whether the rest of a burst was leased.
-pub(crate) enum Lent {
-    Hand(Hand),
-    No,
-    /// It was, and another thread took it at once: the claim is no longer the caller's.
-    Revoked,
 }
 
 #[inline(always)]

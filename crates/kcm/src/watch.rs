@@ -451,18 +451,12 @@ impl Mux {
         let mut own: Option<Arc<Psock>> = None;
         let events: &[epoll::Event] = events;
         let psocks = self.psocks();
-        let mut found = [None; HARVEST];
-        // All of them are fetched first: one after the other, each would be waited for.
-        for (place, event) in found.iter_mut().zip(events) {
-            *place = psocks.get(ConnectionId(event.data.u64()));
-            if let Some(psock) = *place {
-                sys::prefetch_front(&**psock);
-            }
-        }
         others.reserve(events.len());
-        for (psock, event) in found.iter().zip(events) {
+        for event in events {
             use epoll::EventFlags;
-            let Some(psock) = psock else { continue };
+            let Some(psock) = psocks.get(ConnectionId(event.data.u64())) else {
+                continue;
+            };
             let last = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
             // (A copy: the event is packed.)
             let flags = event.flags;

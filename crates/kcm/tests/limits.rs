@@ -65,8 +65,7 @@ fn the_deadline_is_for_the_whole_message() {
             assert_eq!((event.connection, event.reason), (id, EndReason::Deadline));
             assert_eq!(event.reason.errno(), libc::ETIMEDOUT);
             assert!(start.elapsed() >= deadline, "{:?}", start.elapsed());
-            // (Not much later either, but the time counts only while a thread waits for it: one that is
-            // kept from running lets it stand still. With each byte a new deadline, it would be `SOON`.)
+            assert!(start.elapsed() < deadline + PROMPT, "{:?}", start.elapsed());
             assert_ended(&mut peer);
             mux.shutdown();
             for receiver in receivers {
@@ -396,7 +395,7 @@ fn slow_peers_disturb_nobody() {
             // Each in the middle of a message, a byte at a time.
             let mut slow: Vec<_> = (0..50).map(|_| attached(&mux).1).collect();
             let (_, mut fast) = attached(&mux);
-            let mut times = Vec::new();
+            let mut worst = Duration::ZERO;
             for number in 0..1000 {
                 let at = usize::try_from(number / 10).expect("short");
                 let connection = usize::try_from(number % 50).expect("short");
@@ -408,11 +407,9 @@ fn slow_peers_disturb_nobody() {
                 write(&fast, &numbered(2, number, 100));
                 let reply = read_message(&mut fast).expect("a reply");
                 assert_eq!(number_of(&reply), (2, number));
-                times.push(start.elapsed());
+                worst = worst.max(start.elapsed());
             }
-            // (Now and then a thread has to wait for a processor.)
-            times.sort_unstable();
-            assert!(times[990] < PROMPT, "{:?}", &times[990..]);
+            assert!(worst < PROMPT, "{worst:?}");
             // They come to their end too.
             for (connection, peer) in slow.iter_mut().enumerate() {
                 write(&mut *peer, &numbered(1, connection as u64, 120)[2..]);

@@ -532,9 +532,7 @@ fn an_answer_comes_back_to_who_asked() {
                             socket.send_keyed_to(id, key, &question).expect("sent");
                         }
                         let answer = soon(&mut socket);
-                        // (Should one have gone astray, those after it are one late.)
-                        let whose = answer.key().expect("it has one") / 1000;
-                        own += u32::from(whose == asker);
+                        own += u32::from(answer.key() == Some(key));
                     }
                     own
                 })

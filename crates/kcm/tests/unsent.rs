@@ -182,6 +182,16 @@ fn what_a_nonblocking_send_could_not_finish_is_finished() {
     });
 }
 
+/// Each of the ways in which a program closes a connection.
+fn close(way: u8, mux: Multiplexor, socket: Socket, id: ConnectionId) {
+    match way {
+        0 => drop((socket, mux)),
+        1 => drop((mux, socket)),
+        2 => mux.shutdown(),
+        _ => mux.connection(id).expect("it is there").close(),
+    }
+}
+
 #[test]
 fn closing_drains_what_is_queued() {
     bounded(40, || {
@@ -193,12 +203,7 @@ fn closing_drains_what_is_queued() {
                 thread::sleep(A_WHILE);
                 read_all(peer).join().expect("read")
             });
-            match way {
-                0 => drop((socket, mux)),
-                1 => drop((mux, socket)),
-                2 => mux.shutdown(),
-                _ => mux.connection(id).expect("it is there").close(),
-            }
+            close(way, mux, socket, id);
             // The reader sees an end, so the connection was closed after it.
             assert_eq!(reader.join().expect("read"), [(1, 3)], "way {way}");
         }
@@ -231,12 +236,7 @@ fn closing_drains_what_is_queued_though_the_peer_said_more() {
                 }
                 reader.join().expect("read")
             });
-            match way {
-                0 => drop((socket, mux)),
-                1 => drop((mux, socket)),
-                2 => mux.shutdown(),
-                _ => mux.connection(id).expect("it is there").close(),
-            }
+            close(way, mux, socket, id);
             assert_eq!(reader.join().expect("read"), [(1, 3)], "way {way}");
         }
     });

@@ -99,10 +99,10 @@ make_tree() {
     mkdir -p "$tree/deep"/{a,b}/c/d/e "$tree/empty" "$tree/many"
     # More names than one message of 8 KiB holds.
     long=$(printf 'n%.0s' {1..200})
-    for at in {10..49}; do echo "small $at" >"$tree/many/$at-$long"; done
-    head -c 3000000 /dev/urandom >"$tree/large"
+    for at in {1..100}; do echo "small $at" >"$tree/many/$at-$long"; done
+    head -c 6000000 /dev/urandom >"$tree/large"
     : >"$tree/nothing"
-    truncate -s 2000000 "$tree/sparse"
+    truncate -s 5000000 "$tree/sparse"
     printf 'end' >>"$tree/sparse"
     for at in 400 444 600 644 755 4755 2755; do
         echo "$at" >"$tree/mode-$at"
@@ -194,9 +194,7 @@ PYTHON
     ok "operations"
     if command -v git >/dev/null; then
         git -c init.defaultBranch=main init -q "$m/repository"
-        cp -r "$tree/deep" "$m/repository/"
-        mkdir "$m/repository/many"
-        cp "$tree"/many/1* "$m/repository/many/"
+        cp -r "$tree/deep" "$tree/many" "$m/repository/"
         (cd "$m/repository" && git add . && git -c user.name=n -c user.email=e commit -qm m &&
             git fsck --strict && git clone -q . ../clone && diff -r many ../clone/many) || fail "git"
         rm -rf "$m"/*
@@ -304,7 +302,7 @@ concurrent() {
             where=$m
             [[ $((at % 2)) -eq 0 ]] && where=$other
             mkdir "$where/$at"
-            for round in {1..5}; do
+            for round in {1..15}; do
                 echo "$at $round" >>"$where/log"
                 echo "$round" >"$where/$at/$round"
                 mv "$where/$at/$round" "$where/$at/x$round"
@@ -315,15 +313,15 @@ concurrent() {
                     count=\$(cat $where/count 2>/dev/null || echo 0); echo \$((count + 1)) >$where/count" 2>/dev/null
                 do sleep 0.01; done
             done
-            [[ $(ls "$where/$at" | wc -l) -eq 4 ]]
+            [[ $(ls "$where/$at" | wc -l) -eq 10 ]]
         ) &
         jobs+=($!)
     done
-    dd if=/dev/urandom of="$m/big" bs=1M count=3 status=none &
+    dd if=/dev/urandom of="$m/big" bs=1M count=6 status=none &
     jobs+=($!)
     for at in "${jobs[@]}"; do wait "$at" || fail "one of the processes"; done
-    [[ $(sort -u "$m/log" | wc -l) -eq 40 && $(wc -l <"$other/log") -eq 40 ]] || fail "a line was lost"
-    [[ $(cat "$m/count") == 40 ]] || fail "locks: $(cat "$m/count") of 40"
+    [[ $(sort -u "$m/log" | wc -l) -eq 120 && $(wc -l <"$other/log") -eq 120 ]] || fail "a line was lost"
+    [[ $(cat "$m/count") == 120 ]] || fail "locks: $(cat "$m/count") of 120"
     cmp "$m/big" "$work/export/big" || fail "the large file"
     cmp "$other/big" "$work/export/big" || fail "the large file, from the other side"
     rm -rf "$m"/*

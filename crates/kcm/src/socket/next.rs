@@ -45,6 +45,7 @@ impl Socket {
         } else {
             back = self.end_hand();
             if let Some(message) = self.granted.next() {
+                self.after_recv(true);
                 return Ok(message);
             }
         }
