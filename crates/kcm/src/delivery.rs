@@ -39,6 +39,8 @@ pub(crate) struct Taken {
     pub(crate) ordered: Option<Arc<Psock>>,
     /// Some of the messages have a key (`steering.rs`).
     pub(crate) keyed: bool,
+    /// It is the first of several that had come, for whomever.
+    pub(crate) bursts: bool,
 }
 
 impl Mux {
@@ -77,6 +79,7 @@ impl Mux {
             hand: None,
             ordered: None,
             keyed,
+            bursts: !rx.bytes().is_empty(),
         };
         let in_order = psock.ordered.load(Ordering::Relaxed);
         if !rx.has_returned()
@@ -235,12 +238,7 @@ impl Mux {
         want: usize,
         batch: &mut Granted,
     ) -> bool {
-        let others = if batch.takes_all {
-            0
-        } else {
-            self.hub.waiting()
-        };
-        let share = rx.bytes().len() / (others + 1);
+        let share = rx.bytes().len() / (self.hub.waiting() + 1);
         let (mut messages, mut bytes, mut keyed) = (0, 0, false);
         // Where messages are copied, or some have a label, each is one of its own.
         let mut apart = self.memory.is_much_used();

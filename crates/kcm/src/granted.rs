@@ -15,8 +15,6 @@ use crate::{
 
 #[derive(Default)]
 pub(crate) struct Granted {
-    /// It takes what is there, also while others wait.
-    pub(crate) takes_all: bool,
     /// Messages that exist already; before the others.
     messages: VecDeque<Message>,
     /// A part of a burst, and where its messages end.

@@ -22,6 +22,8 @@
 //!   over: one of the parked threads, which sleeps in slices of [`DEPUTY_SLICE`] and looks whether
 //!   the watch stands empty. When a whole slice passed in which nothing happened, it sleeps
 //!   soundly, and the next watcher that leaves finds no deputy and wakes somebody.
+//! - Where more threads are at work than processors run them, wakes are left out (`crowd.rs`); the
+//!   deputy takes what is left behind then.
 //! - Measured with three sockets on one connection: all in one epoll 0.86 of the rate of a single
 //!   blocking thread; waking a successor at each departure 0.66 to 0.69; this 0.93.
 //!
@@ -38,6 +40,7 @@ use std::{
 };
 
 use crate::{
+    crowd::{self, Crowd},
     steering::ByClass,
     sync::{
         Arc, AtomicBool, AtomicU8, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, lock,
@@ -82,6 +85,11 @@ pub(crate) struct Hub<T> {
     class_of: fn(&T) -> u8,
     /// The watcher was told to come back.
     kicked: AtomicBool,
+    /// Who is at work has too few processors, so that those who wait are not to be woken
+    /// (`crowd.rs`); to be read without the lock.
+    crowded: AtomicBool,
+    /// Not a count, as several may count at once.
+    takes: AtomicUsize,
 }
 
 struct State<T> {
@@ -91,6 +99,7 @@ struct State<T> {
     watcher: bool,
     /// A woken thread has not arrived yet.
     waking: bool,
+    crowd: Crowd,
     /// Who of the parked sleeps in slices.
     deputy: Option<Arc<Parker>>,
     /// Watches so far: tells the deputy whether anything happened.
@@ -140,6 +149,7 @@ impl<T> Hub<T> {
                 parked: Vec::new(),
                 watcher: false,
                 waking: false,
+                crowd: Crowd::default(),
                 deputy: None,
                 watches: 0,
                 closed: false,
@@ -148,6 +158,8 @@ impl<T> Hub<T> {
             ready: AtomicUsize::new(0),
             highest: AtomicU8::new(0),
             kicked: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
+            takes: AtomicUsize::new(0),
         }
     }
 
@@ -163,6 +175,36 @@ impl<T> Hub<T> {
     /// Threads that wait for a message.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody waits who is to have what others have in hand.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting() > 0 && !self.is_crowded()
+    }
+
+    /// Whether a thread may keep a burst to itself: nobody waits, or those who do are not to be woken.
+    pub(crate) fn lets_walk(&self) -> bool {
+        self.waiting() == 0 || self.is_crowded() && lock(&self.state).crowd.lets_walk()
+    }
+
+    /// Whether those who wait are not to be woken; a moment old.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
+    /// The caller takes something from a connection.
+    pub(crate) fn note_take(&self) {
+        self.note_takes(1);
+    }
+
+    fn note_takes(&self, n: usize) {
+        let takes = self.takes();
+        self.takes.store(takes.wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Goes on while anybody takes something.
+    pub(crate) fn takes(&self) -> usize {
+        self.takes.load(Ordering::Relaxed)
     }
 
     /// The number of ready items; a moment old.
@@ -271,10 +313,29 @@ impl<T> Hub<T> {
                 None
             }
         } else {
-            wake_one(&mut state)
+            self.wake_for_rest(&mut state)
         };
         drop(state);
         wake_up(wake);
+    }
+
+    /// The caller sleeps, so that another thread can go on, until it is woken or until `deadline`.
+    /// `give_back` may push what it has in hand.
+    pub(crate) fn make_room(
+        &self,
+        parker: &Arc<Parker>,
+        deadline: Option<Instant>,
+        give_back: impl FnOnce(),
+    ) {
+        let mut state = lock(&self.state);
+        state.crowd.make_room();
+        self.crowded.store(true, Ordering::Relaxed);
+        drop(state);
+        give_back();
+        let state = lock(&self.state);
+        if !state.closed && !parker.called.load(Ordering::Relaxed) {
+            drop(self.park(state, parker, deadline));
+        }
     }
 
     /// Whether the watcher has been told to come back, and has not yet: for the kicker, and for
@@ -375,6 +436,10 @@ impl<T> Hub<T> {
 
     fn after_add(&self, mut state: MutexGuard<'_, State<T>>) -> Kick {
         self.note_ready(&state);
+        // (Somebody is at work, or the watch would not be empty.)
+        if !state.watcher && self.leaves_out_wake(&mut state) {
+            return Kick::None;
+        }
         let wake = wake_one(&mut state);
         // With a wake under way the woken thread looks; a thread that watches would not.
         let kicked = if wake.is_none() && !state.waking {
@@ -395,11 +460,19 @@ impl<T> Hub<T> {
 
     /// Hands the wake on, when more is ready than the caller takes.
     fn wake_for_rest(&self, state: &mut State<T>) -> Option<Arc<Parker>> {
-        if state.ready.is_empty() {
+        if state.ready.is_empty() || self.leaves_out_wake(state) {
             None
         } else {
             wake_one(state)
         }
+    }
+
+    /// Whether to leave a wake out. The deputy looks after what is left behind.
+    fn leaves_out_wake(&self, state: &mut State<T>) -> bool {
+        let left_out = state.deputy.is_some() && state.crowd.leaves_out();
+        self.crowded
+            .store(state.crowd.is_there(), Ordering::Relaxed);
+        left_out
     }
 
     /// Sleeps until woken, until the deadline, or for the deputy's slice.
@@ -414,6 +487,7 @@ impl<T> Hub<T> {
             state.deputy = Some(parker.clone());
         }
         let mut seen = state.watches;
+        let mut seen_takes = self.takes();
         loop {
             let deputy = is(&state.deputy, parker);
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -433,16 +507,27 @@ impl<T> Hub<T> {
                 state.waking = false;
                 break;
             };
+            let takes = self.takes();
             let over = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if over || !state.watcher {
+            let crowded = state.crowd.is_there();
+            // Those at work in a crowd look after the watch; who has stopped left something behind.
+            let others_go_on = crowded && takes != seen_takes;
+            let left_behind = crowded && deputy && timed_out && !others_go_on;
+            if left_behind {
+                state.crowd = Crowd::default();
+                self.crowded.store(false, Ordering::Relaxed);
+                self.note_takes(crowd::FRESH_TAKES);
+                parker.called.store(true, Ordering::Relaxed);
+            }
+            if over || left_behind || !(state.watcher || others_go_on) {
                 state.parked.remove(place);
                 break;
             }
             if deputy && timed_out {
-                if state.watches == seen {
+                if state.watches == seen && !others_go_on {
                     state.deputy = None;
                 }
-                seen = state.watches;
+                (seen, seen_takes) = (state.watches, takes);
             }
         }
         if is(&state.deputy, parker) {

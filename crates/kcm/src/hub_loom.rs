@@ -156,3 +156,33 @@ fn loom_a_call_reaches_its_thread_and_leaves_nothing_behind() {
         assert_eq!(other.join().unwrap(), taken == 0);
     });
 }
+
+/// A thread makes room for another and gives back what it has in hand: the other finds it, wherever
+/// it is.
+#[test]
+fn loom_what_is_given_back_to_make_room_is_found() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let hub = Arc::new(Hub::new());
+        let system = Arc::new(System::new());
+        let makes_room = {
+            let (hub, system) = (hub.clone(), system.clone());
+            thread::spawn(move || {
+                let parker = Parker::new();
+                let _waiting = hub.begin_waiting();
+                hub.make_room(&parker, None, || {
+                    if hub.push(1) == Ok(Kick::Watcher) {
+                        system.kick();
+                    }
+                });
+            })
+        };
+        assert!(receive(&hub, &system));
+        // It would wait for the next message now.
+        if hub.close().0 == Kick::Watcher {
+            system.kick();
+        }
+        makes_room.join().unwrap();
+    });
+}

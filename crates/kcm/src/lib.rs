@@ -44,6 +44,7 @@ mod builder;
 mod chunk;
 mod claim;
 mod connection;
+mod crowd;
 mod delivery;
 mod error;
 mod event;

@@ -17,6 +17,7 @@ pub use batch::Batch;
 
 use crate::{
     connection::ConnectionId,
+    crowd::{Pace, Place},
     error::{Error, Result},
     gather,
     granted::Granted,
@@ -92,6 +93,7 @@ pub struct Socket {
     pub(crate) open: OpenMessage,
     spin: Spin,
     left_watch_at: Option<Instant>,
+    pace: Pace,
     /// The connection that this socket has last been alone with.
     known: Option<Known>,
     /// It retains the watch (`solo.rs`), unless somebody has broken that off.
@@ -111,6 +113,7 @@ pub(crate) struct SocketState {
     read_timeout_ns: AtomicU64,
     write_timeout_ns: AtomicU64,
     pub(crate) waiting: AtomicBool,
+    pub(crate) place: Place,
     pub(crate) counters: crate::stats::SocketCounters,
     /// Where the last unaddressed message went.
     pub(crate) last_sent_to: AtomicU64,
@@ -139,6 +142,7 @@ impl Socket {
             read_timeout_ns: AtomicU64::new(0),
             write_timeout_ns: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
+            place: Place::new(),
             counters: crate::stats::SocketCounters::default(),
             last_sent_to: AtomicU64::new(0),
             parker: Parker::new(),
@@ -156,6 +160,7 @@ impl Socket {
             open: OpenMessage::default(),
             spin: Spin::default(),
             left_watch_at: None,
+            pace: Pace::default(),
             known: None,
             solo: false,
             takes: 0,
@@ -216,12 +221,6 @@ impl Socket {
         }
         self.after_recv(true);
         Ok(received)
-    }
-
-    /// Whether a batch takes more than its share while others wait; off by default. Right when
-    /// messages are so quickly done with that waking another thread for some of them costs more.
-    pub fn set_batches_take_all(&mut self, on: bool) {
-        self.granted.takes_all = on;
     }
 
     /// The next message, or what is left of one that was read in part; it stays, with this socket,

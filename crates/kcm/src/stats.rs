@@ -163,6 +163,10 @@ pub(crate) struct SocketCounters {
 }
 
 impl SocketCounters {
+    pub(crate) fn rx_messages(&self) -> u64 {
+        self.rx_messages.load(Ordering::Relaxed)
+    }
+
     /// Counts messages as received. The socket is the caller's own, so that no read-modify-write
     /// is needed.
     pub(crate) fn received(&self, messages: u64, bytes: usize) {

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a lease goes on when there are other connections, which want their turn: about what a
 /// hand-written loop takes for a read of small messages. To end a turn costs a send for its replies.
-const TURN: Duration = Duration::from_micros(100);
+const TURN: Duration = Duration::from_micros(200);
 /// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
 /// nothing then; and few enough to leave to others what one thread is long busy with.
 const ROW: usize = 16;
@@ -133,9 +133,9 @@ impl Hand {
         !self.turn_is_over
     }
 
-    /// Whether it ended for the sake of other connections.
-    pub(crate) fn turn_is_over(&self) -> bool {
-        self.turn_is_over
+    /// Messages that were taken.
+    pub(crate) fn taken(&self) -> u32 {
+        u32::try_from(self.credit_at_start - self.credit.left()).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn leased(&self) -> &Leased {
@@ -226,12 +226,11 @@ impl Mux {
             return None;
         }
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
-        if holdoff > 0 && !in_order {
+        if holdoff > 0 && !in_order && !self.hub.is_crowded() {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
             return None;
         }
-        let is_wanted = || !in_order && self.hub.waiting() > 0;
-        if is_wanted()
+        if !(in_order || self.hub.lets_walk())
             || self.memory.is_much_used()
             || (self.readiness.polled() > 0 && self.socket_count() > 1)
         {
@@ -252,7 +251,7 @@ impl Mux {
         // SYNC: sequentially consistent with `Hub::begin_waiting` and `Mux::add_psock`: a thread that
         // begins to wait, or brings a connection, sees the lease, or is seen here.
         self.leases.fetch_add(1, Ordering::SeqCst);
-        if is_wanted() || (alone && self.psock_count() > 1) {
+        if (!in_order && self.hub.is_wanted()) || (alone && self.psock_count() > 1) {
             let given_up = state.lease.end();
             debug_assert!(given_up.is_ok(), "revoked without the lock");
             self.leases.fetch_sub(1, Ordering::SeqCst);

@@ -11,7 +11,7 @@ use std::{
     net::TcpListener,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kcm::{ConnectionId, Error, Framing, Limits, Message, Multiplexor, MuxLimits, Socket};
@@ -30,12 +30,6 @@ pub const SEND_BUFFER_BYTES: usize = 1 << 20;
 pub const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection is closed after between one and two times this without a call.
 pub const DEFAULT_IDLE_LIMIT: Duration = Duration::from_secs(300);
-
-/// Calls that a worker takes at once, at most ...
-const MOST_AT_ONCE: usize = 256;
-/// ... as long as what it took last was answered within this: less than it costs to wake another
-/// worker twice.
-const QUICK: Duration = Duration::from_micros(150);
 
 /// What may be chosen about a server.
 #[derive(Clone, Copy, Debug)]
@@ -146,37 +140,23 @@ impl Drop for Server {
 }
 
 /// Answers one call after the other, of whatever connection, until the multiplexor is shut down.
-///
-/// A call that is taken belongs to its worker, however idle others are, so that workers take one at
-/// a time; unless calls are quick: then the gain is in taking many at once, and several of them
-/// cost nobody more time than one that is slow. How many follows from how long the last ones took.
 fn work<P: TProcessor>(mux: &Multiplexor, mut socket: Socket, processor: &P) {
     let mut reply = Vec::new();
-    socket.set_batches_take_all(true);
-    let mut most = 1;
     loop {
-        let calls = match socket.recv_batch(most) {
-            Ok(calls) => calls,
+        let call = match socket.recv() {
+            Ok(call) => call,
             Err(Error::Closed) => return,
             Err(e) => return eprintln!("a worker ends: {e}"),
         };
-        let begin = Instant::now();
-        for call in calls {
-            reply.clear();
-            if let Err(e) = wire::answer(processor, &call, &mut reply) {
-                cut_off(mux, &call, &e.to_string());
-            } else if !reply.is_empty()
-                && let Err(Error::WouldBlock) = call.try_reply(&reply)
-            {
-                cut_off(mux, &call, "it does not read its replies");
-            }
-            // If the connection has ended, its event tells why.
+        reply.clear();
+        if let Err(e) = wire::answer(processor, &call, &mut reply) {
+            cut_off(mux, &call, &e.to_string());
+        } else if !reply.is_empty()
+            && let Err(Error::WouldBlock) = call.try_reply(&reply)
+        {
+            cut_off(mux, &call, "it does not read its replies");
         }
-        most = if begin.elapsed() < QUICK {
-            (2 * most).min(MOST_AT_ONCE)
-        } else {
-            1
-        };
+        // If the connection has ended, its event tells why.
     }
 }
 

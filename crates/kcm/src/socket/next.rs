@@ -13,6 +13,8 @@ use crate::{
 
 /// Messages taken from the ready list before the other connections are looked at again.
 const TAKES_BETWEEN_LOOKS: u32 = 64;
+/// As many as a walk through a burst counts at most, for it takes longer.
+const TAKES_OF_A_TURN: u32 = 16;
 
 impl Socket {
     /// Everything but the next message of a burst in hand.
@@ -68,8 +70,19 @@ impl Socket {
 
     /// Finds a message: in the connection whose claim this socket has, among what is ready, in
     /// another socket's lease, or by waiting.
-    fn wait(&mut self, back: Option<Arc<Psock>>, want: usize) -> Result<Message, NoMessage> {
+    fn wait(&mut self, mut back: Option<Arc<Psock>>, want: usize) -> Result<Message, NoMessage> {
+        let nonblocking = self.is_nonblocking();
+        let deadline = deadline(&self.state.read_timeout_ns);
+        if self.pace.note_done(back.is_some(), &self.mux, &self.state)
+            && !nonblocking
+            && self.mux.is_crowded(&self.state)
+        {
+            self.make_room(back.take(), deadline);
+        }
         if let Some(psock) = back {
+            if self.mux.hub.ready() == 0 {
+                self.takes = TAKES_BETWEEN_LOOKS;
+            }
             self.look_around();
             // The others have their turn first.
             if self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
@@ -78,8 +91,6 @@ impl Socket {
                 return Ok(message);
             }
         }
-        let nonblocking = self.is_nonblocking();
-        let deadline = deadline(&self.state.read_timeout_ns);
         if self.state.is_receive_disabled() {
             return self.wait_disabled(nonblocking, deadline);
         }
@@ -120,6 +131,20 @@ impl Socket {
         }
     }
 
+    /// Sleeps, so that another thread can go on with what it has in hand (`crowd.rs`).
+    #[cold]
+    fn make_room(&mut self, back: Option<Arc<Psock>>, deadline: Option<Instant>) {
+        self.pace.rest(&self.state);
+        let _waiting = self.mux.hub.begin_waiting();
+        self.state.waiting.store(true, Ordering::Relaxed);
+        self.mux.hub.make_room(&self.state.parker, deadline, || {
+            if let Some(psock) = back {
+                psock.release(true);
+            }
+        });
+        self.state.waiting.store(false, Ordering::Relaxed);
+    }
+
     /// Looks for events of other connections, once in a while.
     fn look_around(&mut self) {
         if self.takes >= TAKES_BETWEEN_LOOKS {
@@ -138,6 +163,7 @@ impl Socket {
             spin,
             left_watch_at,
             known,
+            pace,
             ..
         } = self;
         if let Some(left_at) = left_watch_at.take() {
@@ -146,6 +172,7 @@ impl Socket {
         let _waiting = mux.hub.begin_waiting();
         mux.break_solo();
         state.waiting.store(true, Ordering::Relaxed);
+        pace.rest(state);
         let got = match mux.revoke_a_lease() {
             Some(psock) => Got::Psock(psock),
             None => {
@@ -204,9 +231,11 @@ impl Socket {
 
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         let generation = self.mux.generation();
-        let taken = self
-            .mux
-            .take(&psock, &self.state, want, &mut self.granted)?;
+        self.mux.hub.note_take();
+        let taken = (self.mux).take(&psock, &self.state, want, &mut self.granted)?;
+        if taken.bursts && self.mux.socket_count() > 1 {
+            self.pace.go_to_work(&self.mux, &self.state);
+        }
         if self.mux.psock_count() == 1 {
             let plain = taken.hand.is_none() && taken.ordered.is_none() && !taken.keyed;
             if plain && self.mux.socket_count() == 1 {
@@ -264,9 +293,7 @@ impl Socket {
     /// are this socket's though somebody else took the rest are granted to it.
     pub(super) fn end_hand(&mut self) -> Option<Arc<Psock>> {
         let hand = self.hand.take()?;
-        if hand.turn_is_over() {
-            self.takes = TAKES_BETWEEN_LOOKS;
-        }
+        self.takes += hand.taken().min(TAKES_OF_A_TURN);
         match hand.end(&self.mux, &self.state) {
             HandEnd::Back(psock) => Some(psock),
             HandEnd::Revoked { messages, ordered } => {
