@@ -118,8 +118,29 @@ pub(crate) fn flush_before(psock: &Arc<Psock>) {
     });
 }
 
-/// Takes a reply, to send it with the next ones. False: it is to be sent now.
+/// Takes a reply that is plainly to wait: behind others, with time and room left. This is the usual
+/// case, and all that it takes; the other function has the rest.
 #[inline(always)]
+pub(crate) fn hold_next(psock: &Arc<Psock>, reply: &[u8]) -> bool {
+    PACE.with(|pace| {
+        let replies = pace.replies.get() + 1;
+        if pace.psock.get() != Arc::as_ptr(psock) || replies >= pace.look_at.get() {
+            return false;
+        }
+        let added = GATHERED.try_with(|gathered| {
+            let add = |replies: &mut Replies| replies.add_next(reply);
+            // SAFETY: `GATHERED` is this thread's, and `add_next` does nothing but copy.
+            (gathered.get()).is_some_and(|gathered| unsafe { gathered.replies.own(add) })
+        });
+        let added = added.unwrap_or(false);
+        if added {
+            pace.replies.set(replies);
+        }
+        added
+    })
+}
+
+/// Takes a reply, to send it with the next ones. False: it is to be sent now.
 pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
     PACE.with(|pace| {
         if pace.psock.get() != Arc::as_ptr(psock) {
@@ -225,8 +246,21 @@ impl Drop for Gathered {
 }
 
 impl Replies {
-    /// The bytes there are; `None` when there is no room, or the connection takes no more.
+    /// Whether there is room left behind others.
     #[inline(always)]
+    fn add_next(&mut self, reply: &[u8]) -> bool {
+        let end = self.len_bytes + reply.len();
+        let room = self.bytes.get_mut(self.len_bytes..end);
+        let (Some(place), true) = (room, self.psock.is_some() && end < MOST_BYTES) else {
+            return false;
+        };
+        copy_short(place, reply);
+        self.len_bytes = end;
+        self.messages += 1;
+        true
+    }
+
+    /// The bytes there are; `None` when there is no room, or the connection takes no more.
     fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<usize> {
         if self.psock.is_none() && !self.begin(psock, pieces) {
             return None;

@@ -40,13 +40,13 @@ impl Message {
     ///
     /// Waits while more than the send buffer's limit is queued there; a message that has been
     /// taken is sent without the caller's help. Replies to the messages of one burst leave
-    /// together: at its end, after 32 KiB, or after 20 us.
+    /// together: at its end, after 32 KiB, or after 200 us.
     ///
     /// # Errors
     ///
     /// [`crate::Error::ConnectionEnded`] (`EPIPE`) when the connection has ended.
     pub fn reply(&self, message: &[u8]) -> Result<()> {
-        self.reply_vectored(&[IoSlice::new(message)])
+        self.reply_whole(message, Wait::Forever)
     }
 
     /// As [`Message::reply`], gathered from several pieces.
@@ -62,9 +62,19 @@ impl Message {
     /// As [`Message::reply`], and [`crate::Error::WouldBlock`] (`EAGAIN`) when more than the send
     /// buffer's limit is queued: nothing of this message is sent.
     pub fn try_reply(&self, message: &[u8]) -> Result<()> {
-        self.reply_within(&[IoSlice::new(message)], Wait::Never)
+        self.reply_whole(message, Wait::Never)
     }
 
+    fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
+        let pieces = [IoSlice::new(message)];
+        let psock = self.psock();
+        if psock.tx.may_keep_back(&pieces)? && gather::hold_next(psock, message) {
+            return Ok(());
+        }
+        self.reply_within(&pieces, wait)
+    }
+
+    #[inline(never)]
     fn reply_within(&self, message: &[IoSlice<'_>], wait: Wait) -> Result<()> {
         let psock = self.psock();
         if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
