@@ -33,8 +33,6 @@ use crate::{
 /// What a socket got from a connection.
 pub(crate) struct Taken {
     pub(crate) message: Message,
-    /// More messages of the same burst, for a batch.
-    pub(crate) hand: Option<Hand>,
     /// The connection is ordered, and waits until the socket asks again.
     pub(crate) ordered: Option<Arc<Psock>>,
     /// Some of the messages have a key (`steering.rs`).
@@ -44,17 +42,19 @@ pub(crate) struct Taken {
 }
 
 impl Mux {
-    /// Takes a message from a connection whose claim the caller has, and more into `batch` if up
-    /// to `want` are wanted. Gives the claim back, or keeps it in a lease or for an ordered
-    /// connection. `None`: there was none.
+    /// Takes a message from a connection whose claim the caller has; more into `batch`, if up to
+    /// `want` are wanted, or a walk through them into `hand`. (As a part of the result, a walk would
+    /// be copied twice, whether there is one or not.) Gives the claim back, or keeps it in a lease or
+    /// for an ordered connection. `None`: there was none.
     pub(crate) fn take(
         self: &Arc<Self>,
         psock: &Arc<Psock>,
         state: &SocketState,
         want: usize,
         batch: &mut Granted,
+        hand: &mut Option<Hand>,
     ) -> Option<Taken> {
-        let taken = self.take_untold(psock, state, want, batch);
+        let taken = self.take_untold(psock, state, want, batch, hand);
         self.tell_steering();
         taken
     }
@@ -66,6 +66,7 @@ impl Mux {
         state: &SocketState,
         want: usize,
         batch: &mut Granted,
+        hand: &mut Option<Hand>,
     ) -> Option<Taken> {
         if psock.receive_disabled.load(Ordering::Acquire) {
             psock.end_partial();
@@ -76,7 +77,6 @@ impl Mux {
         let (mut rx, message, keyed) = self.next_for(psock, state)?;
         let mut taken = Taken {
             message,
-            hand: None,
             ordered: None,
             keyed,
             bursts: !rx.bytes().is_empty(),
@@ -84,11 +84,11 @@ impl Mux {
         let in_order = psock.ordered.load(Ordering::Relaxed);
         if !rx.has_returned()
             && !rx.bytes().is_empty()
-            && let Some(hand) = self.lease(psock, &rx, state, in_order)
+            && let Some(walk) = self.lease(psock, &rx, state, in_order)
         {
             drop(rx);
             gather::begin(psock);
-            taken.hand = Some(hand);
+            *hand = Some(walk);
             return Some(taken);
         }
         if in_order {

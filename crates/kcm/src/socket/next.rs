@@ -232,18 +232,18 @@ impl Socket {
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         let generation = self.mux.generation();
         self.mux.hub.note_take();
-        let taken = (self.mux).take(&psock, &self.state, want, &mut self.granted)?;
+        let (batch, hand) = (&mut self.granted, &mut self.hand);
+        let taken = (self.mux).take(&psock, &self.state, want, batch, hand)?;
         if taken.bursts && self.mux.socket_count() > 1 {
             self.pace.go_to_work(&self.mux, &self.state);
         }
         if self.mux.psock_count() == 1 {
-            let plain = taken.hand.is_none() && taken.ordered.is_none() && !taken.keyed;
+            let plain = self.hand.is_none() && taken.ordered.is_none() && !taken.keyed;
             if plain && self.mux.socket_count() == 1 {
                 self.solo = self.mux.establish_solo(&psock);
             }
             self.known = Some(Known { psock, generation });
         }
-        self.hand = taken.hand;
         self.ordered = taken.ordered;
         self.keyed |= taken.keyed;
         Some(taken.message)
