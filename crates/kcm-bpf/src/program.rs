@@ -121,8 +121,13 @@ impl Program {
             }
             Some(Meaning::Varint(varint)) => return (*varint).into(),
             Some(Meaning::Tree(tree)) => {
+                let whole = Arc::clone(tree);
+                let whole = move |bytes: &[u8]| whole.parse(bytes);
+                if !tree.has_plain_lengths() {
+                    return Framing::closure(whole);
+                }
                 let tree = Arc::clone(tree);
-                return Framing::closure(move |bytes| tree.parse(bytes));
+                return Framing::closure_with_short_way(move |bytes| tree.length(bytes), whole);
             }
             None => {}
         }

@@ -11,6 +11,7 @@
 mod way;
 
 use std::hint::cold_path;
+use std::num::NonZeroU64;
 
 use kcm_frame::{Frame, Verdict};
 
@@ -18,7 +19,7 @@ use crate::alu::low;
 use crate::recognise::field::{Order, fields};
 use crate::recognise::follow::{self, Node, Then};
 use crate::recognise::number::{Bits, Change, LOW, Number};
-use crate::recognise::tree::way::{End, Other, Way};
+use crate::recognise::tree::way::{End, Way};
 use crate::recognise::word::Word;
 
 /// A program as decisions.
@@ -28,6 +29,8 @@ pub(crate) struct Tree {
     steps: Vec<Step>,
     /// For each step, the usual way on from there.
     ways: Vec<Way>,
+    /// The last of them, at hand.
+    usual: Way,
     pub(super) decisions: usize,
     pub(super) lengths: usize,
 }
@@ -80,12 +83,9 @@ const MAX_PIECES: usize = 8;
 impl Tree {
     /// Nothing, if some number takes more pieces than is worth it.
     pub(super) fn new(nodes: &[Node]) -> Option<Self> {
-        let mut tree = Self {
-            steps: Vec::with_capacity(nodes.len()),
-            ways: Vec::with_capacity(nodes.len()),
-            decisions: 0,
-            lengths: 0,
-        };
+        let (mut decisions, mut lengths) = (0, 0);
+        let mut steps = Vec::with_capacity(nodes.len());
+        let mut ways = Vec::with_capacity(nodes.len());
         for node in nodes {
             let then = match &node.then {
                 Then::Decide {
@@ -93,7 +93,7 @@ impl Tree {
                     inside,
                     outside,
                 } => {
-                    tree.decisions += 1;
+                    decisions += 1;
                     let mut sum = Sum::new(&condition.plus)?;
                     sum.bias = sum.bias.wrapping_sub(condition.low);
                     let minus = match condition.minus.as_constant() {
@@ -112,7 +112,7 @@ impl Tree {
                 Then::End(follow::End { result, key, class }) => {
                     let is_length =
                         (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
-                    tree.lengths += usize::from(is_length);
+                    lengths += usize::from(is_length);
                     let length = Sum::new(result)?;
                     let label = |number: &Option<Number>| match number {
                         Some(number) => Sum::new(number).map(Some),
@@ -129,31 +129,60 @@ impl Tree {
                 short: node.short,
                 then,
             };
-            tree.ways.push(Way::new(tree.ways.len(), &step, &tree.ways));
-            tree.steps.push(step);
+            ways.push(Way::new(ways.len(), &step, &ways));
+            steps.push(step);
         }
-        Some(tree)
+        Some(Self {
+            usual: ways.last()?.clone(),
+            ways,
+            steps,
+            decisions,
+            lengths,
+        })
+    }
+
+    /// Whether some messages have a length and no more, of which [`length`](Self::length) knows.
+    pub(crate) fn has_plain_lengths(&self) -> bool {
+        self.ways.iter().any(Way::has_length)
+    }
+
+    /// The length of a message, if that is all there is to say of it and all steps to it are quick;
+    /// what [`parse`](Self::parse) says may still be one.
+    #[inline(always)]
+    pub(crate) fn length(&self, bytes: &[u8]) -> Option<NonZeroU64> {
+        let mut way = &self.usual;
+        loop {
+            match way.end(bytes) {
+                End::Length(length) => return Some(length),
+                End::Turn(at) => way = self.ways.get(at)?,
+                End::Other(_) | End::Step(_) => return None,
+            }
+        }
     }
 
     /// What the program says of bytes that begin at a message's first one.
-    #[inline]
+    ///
+    /// (All in one: a verdict that a call gives is written in parts and read as a whole, for which the
+    /// processor waits longer than for the rest.)
+    #[inline(always)]
     pub(crate) fn parse(&self, bytes: &[u8]) -> Verdict {
-        let mut way = self.ways.last();
-        while let Some(known) = way {
-            match known.end(bytes) {
-                End::Length(length) => return Verdict::message(length),
-                End::Turn(at) => way = self.ways.get(at),
-                End::Other(other) => return self.other(known, other, bytes),
+        let mut way = &self.usual;
+        loop {
+            match way.end(bytes) {
+                End::Length(length) => return Verdict::message(length.get()),
+                End::Turn(at) => match self.ways.get(at) {
+                    Some(next) => way = next,
+                    None => return self.go_on(at, bytes),
+                },
+                End::Other(other) => {
+                    let Some((length, key, class)) = other.values(bytes) else {
+                        return self.go_on(way.begin, bytes);
+                    };
+                    return labelled(length, key, class, bytes.len());
+                }
                 End::Step(at) => return self.go_on(at, bytes),
             }
         }
-        self.go_on(self.steps.len(), bytes)
-    }
-
-    /// (By a call: what ends with a length shall not pay for this.)
-    #[inline(never)]
-    fn other(&self, way: &Way, other: &Other, bytes: &[u8]) -> Verdict {
-        (other.verdict(bytes)).unwrap_or_else(|| self.go_on(way.begin, bytes))
     }
 
     /// The same from a step on, for all of them.

@@ -5,14 +5,14 @@
 //! each of them is; a way has its tests in a row, and says at once what is at their end. Where a test
 //! does hold, another way begins.
 
-use kcm_frame::Verdict;
+use std::num::NonZeroU64;
 
 use crate::alu::low;
 use crate::recognise::number::Change;
-use crate::recognise::tree::{Piece, Run, Step, Sum, changed, labelled};
+use crate::recognise::tree::{Piece, Run, Step, Sum, changed};
 use crate::recognise::word::{Word, word};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Way {
     /// The step where it begins.
     pub(super) begin: usize,
@@ -66,7 +66,7 @@ struct Changed {
 
 /// Where a way leads to.
 pub(super) enum End<'a> {
-    Length(u64),
+    Length(NonZeroU64),
     Other(&'a Other),
     /// To the way that begins at this step.
     Turn(usize),
@@ -128,6 +128,10 @@ impl Way {
         Some(way)
     }
 
+    pub(super) const fn has_length(&self) -> bool {
+        matches!(self.last, Last::Length(_))
+    }
+
     #[inline(always)]
     pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
         if bytes.len() < self.need {
@@ -143,9 +147,9 @@ impl Way {
             }
         }
         match &self.last {
-            Last::Length(length) => match length.of(bytes) {
+            Last::Length(length) => match length.of(bytes).and_then(NonZeroU64::new) {
                 // (What has more than 31 bits, or none, is for the general form.)
-                Some(length) if length.wrapping_sub(1) < LONGEST => End::Length(length),
+                Some(length) if length.get() <= LONGEST => End::Length(length),
                 _ => End::Step(self.begin),
             },
             Last::Other(other) => End::Other(other),
@@ -165,14 +169,14 @@ impl Last {
 
 impl Other {
     /// Nothing, if some of the words are not all there.
-    pub(super) fn verdict(&self, bytes: &[u8]) -> Option<Verdict> {
+    #[inline(always)]
+    pub(super) fn values(&self, bytes: &[u8]) -> Option<(u32, Option<u32>, Option<u32>)> {
         let value = |number: &Changed| number.of(bytes).map(low);
         let label = |number: &Option<Changed>| match number {
             Some(number) => value(number).map(Some),
             None => Some(None),
         };
-        let (length, key, class) = (value(&self.length)?, label(&self.key)?, label(&self.class)?);
-        Some(labelled(length, key, class, bytes.len()))
+        Some((value(&self.length)?, label(&self.key)?, label(&self.class)?))
     }
 }
 
@@ -223,6 +227,7 @@ impl Changed {
         })
     }
 
+    #[inline(always)]
     fn of(&self, bytes: &[u8]) -> Option<u64> {
         let value = changed(self.length.word.of(bytes)?, &self.then);
         Some(value.wrapping_add(self.length.bias))
