@@ -176,7 +176,7 @@ impl Tree {
                 },
                 End::Other(other) => {
                     let Some((length, key, class)) = other.values(bytes) else {
-                        return self.go_on(way.begin, bytes);
+                        return self.go_on(way.begin(), bytes);
                     };
                     return labelled(length, key, class, bytes.len());
                 }

@@ -3,6 +3,9 @@
 //! `(word & mask) >> right << left` is what a field means; a turn and a mask behind it is the same,
 //! and one step less for the next message's address to wait for.
 
+use std::ops::Range;
+
+use crate::alu::low;
 use crate::recognise::field::{Field, Order};
 
 /// Bits of the 8 bytes from `offset` on, turned to the left, then masked.
@@ -70,19 +73,44 @@ impl Word {
         word.rotate_left(self.turn) & self.mask
     }
 
-    /// Which bits of the 8 bytes, read in little-endian order, make it `value`: a mask for them, and
-    /// what they are then. Nothing, if none do.
-    pub(super) const fn as_it_lies(&self, value: u64) -> Option<(u64, u64)> {
-        if value & !self.mask != 0 {
-            return None;
-        }
-        let mask = self.mask.rotate_right(self.turn);
+    /// The bits of 8 bytes that were read in little-endian order.
+    #[inline(always)]
+    pub(super) const fn of_little(&self, word: u64) -> u64 {
+        self.of_number(if self.is_big { word.swap_bytes() } else { word })
+    }
+
+    /// A number of these bits as it lies in the 8 bytes, read in little-endian order.
+    pub(super) const fn as_it_lies(&self, value: u64) -> u64 {
         let value = value.rotate_right(self.turn);
-        Some(if self.is_big {
-            (mask.swap_bytes(), value.swap_bytes())
+        if self.is_big {
+            value.swap_bytes()
         } else {
-            (mask, value)
-        })
+            value
+        }
+    }
+
+    /// The bytes of the message that it looks at.
+    pub(super) const fn bytes(&self) -> Range<usize> {
+        let bits = self.as_it_lies(self.mask);
+        let (before, behind) = (bits.trailing_zeros() / 8, bits.leading_zeros() / 8);
+        self.offset + before as usize..self.offset + 8 - behind as usize
+    }
+
+    /// The same bits in the 8 bytes from another offset on, where all of them are too.
+    pub(super) fn moved_to(&self, offset: usize) -> Self {
+        // (Modulo 64 it does not matter that these may be below zero.)
+        let bits = |offset: usize| low(offset as u64).wrapping_mul(8);
+        let by = bits(self.offset).wrapping_sub(bits(offset));
+        let turn = if self.is_big {
+            self.turn.wrapping_add(by)
+        } else {
+            self.turn.wrapping_sub(by)
+        };
+        Self {
+            offset,
+            turn: turn % 64,
+            ..*self
+        }
     }
 
     /// All bits there can be.
@@ -135,9 +163,15 @@ mod tests {
             prop_assert_eq!(word.of_all(&bytes), expected);
             if let Some(value) = word.of(&bytes) {
                 prop_assert_eq!(value, expected);
-                let (mask, value) = word.as_it_lies(value).expect("its own value");
                 let lies = u64::from_le_bytes(*bytes[offset..].first_chunk().expect("8 bytes"));
-                prop_assert_eq!(lies & mask, value);
+                prop_assert_eq!(lies & word.as_it_lies(word.mask()), word.as_it_lies(value));
+            }
+            // From wherever its bytes are all there, it is the same.
+            let its = word.bytes();
+            for other in 0..5 {
+                if other <= its.start && its.end <= other + 8 && word.mask() != 0 {
+                    prop_assert_eq!(word.moved_to(other).of(&bytes), Some(expected));
+                }
             }
         }
     }

@@ -1,41 +1,46 @@
 //! The usual way from a step of a tree to its end: some tests, of which none holds, then a length.
 //!
 //! A tree is a preface, a version, a flag that hardly a message has, and a length at the end of all
-//! that. Step by step, the processor would go from one to the next by their numbers, and jump to what
-//! each of them is; a way has its tests in a row, and says at once what is at their end. Where a test
-//! does hold, another way begins.
+//! that. Step by step, the processor would go from one to the next by their numbers, jump to what each
+//! of them is, and load what it is about. Most headers are short: a way takes the steps together that
+//! look at the same 8 bytes, which are loaded once, and says at once what is at their end. Where a test
+//! does hold, or other bytes are asked for, another way begins.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use crate::alu::low;
 use crate::recognise::number::Change;
-use crate::recognise::tree::{Piece, Run, Step, Sum, changed};
+use crate::recognise::tree::{Run, Step, Sum, changed};
 use crate::recognise::word::{Word, word};
 
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     /// The step where it begins.
-    pub(super) begin: usize,
-    /// Bytes that must be there for all steps up to the end. (Each looks for its own word again,
-    /// which costs next to nothing.)
-    need: usize,
+    begin: usize,
+    /// Where the 8 bytes are.
+    offset: usize,
     tests: Vec<Test>,
     last: Last,
+    /// What it is about, and all that must be there for its steps.
+    bytes: Range<usize>,
 }
 
 /// What is at the end of a way.
 #[derive(Clone, Debug)]
 enum Last {
+    /// In the same 8 bytes.
     Length(Length),
     Other(Box<Other>),
+    /// The way that begins at this step.
+    Turn(usize),
     /// A step that has no quick form.
     Step(usize),
 }
 
-/// Whether some bits of 8 bytes of the message, as they lie, are `value`.
+/// Whether some bits of the 8 bytes, read in little-endian order, are `value`.
 #[derive(Clone, Debug)]
 struct Test {
-    offset: usize,
     mask: u64,
     value: u64,
     /// Where it goes on if they are.
@@ -52,6 +57,8 @@ struct Length {
 /// More than a plain length: one to which more is done, a constant, or with labels.
 #[derive(Clone, Debug)]
 pub(super) struct Other {
+    /// Bytes that must be there.
+    need: usize,
     length: Changed,
     key: Option<Changed>,
     class: Option<Changed>,
@@ -74,24 +81,28 @@ pub(super) enum End<'a> {
     Step(usize),
 }
 
+/// Bytes that are read at once.
+const WORD_BYTES: usize = 8;
+
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
-        Self::known(begin, step, before).unwrap_or(Self {
+        Self::known(begin, step, before).unwrap_or_else(|| Self::to(begin, Last::Step(begin)))
+    }
+
+    /// A way without tests that looks at nothing.
+    const fn to(begin: usize, last: Last) -> Self {
+        Self {
             begin,
-            need: 0,
+            offset: 0,
             tests: Vec::new(),
-            last: Last::Step(begin),
-        })
+            last,
+            bytes: usize::MAX..0,
+        }
     }
 
     fn known(begin: usize, step: &Step, before: &[Self]) -> Option<Self> {
-        let mut way = Self {
-            begin,
-            need: step.need,
-            tests: Vec::new(),
-            last: Last::Step(begin),
-        };
+        let need = step.need;
         match &step.then {
             Run::Decide {
                 sum,
@@ -101,20 +112,35 @@ impl Way {
                 inside,
                 outside,
             } => {
+                let word = tested(sum, *keep)?;
+                let value = sum.bias.wrapping_neg() & keep;
+                let test = |offset| {
+                    let word = word.moved_to(offset);
+                    Test {
+                        mask: word.as_it_lies(word.mask()),
+                        value: word.as_it_lies(value),
+                        inside: *inside,
+                    }
+                };
+                let bytes = with(word.bytes(), need);
+                let alone = Self::to(begin, Last::Turn(*outside)).about(bytes.clone())?;
                 let rest = before.get(*outside)?;
-                way.tests.push(Test::new(sum, *keep, *inside)?);
-                way.tests.extend_from_slice(&rest.tests);
-                way.need = way.need.max(rest.need);
-                way.last.clone_from(&rest.last);
+                let both = bytes.start.min(rest.bytes.start)..bytes.end.max(rest.bytes.end);
+                let mut way = match rest.clone().about(both) {
+                    Some(together) => Self { begin, ..together },
+                    None => alone,
+                };
+                way.tests.insert(0, test(way.offset));
+                Some(way)
             }
-            Run::Decide { .. } => return None,
+            Run::Decide { .. } => None,
             Run::Length(sum) => {
                 let length = Changed::new(sum)?;
-                way.last = if length.then.is_empty() && !sum.is_constant() {
-                    Last::Length(length.length)
-                } else {
-                    Last::other(length, None, None)
-                };
+                if !length.then.is_empty() || sum.is_constant() {
+                    return Some(Self::to(begin, Last::other(need, length, None, None)));
+                }
+                let bytes = with(length.length.word.bytes(), need);
+                Self::to(begin, Last::Length(length.length)).about(bytes)
             }
             Run::Labelled(sums) => {
                 let label = |sum: &Option<Sum>| match sum {
@@ -122,10 +148,28 @@ impl Way {
                     None => Some(None),
                 };
                 let (length, key, class) = &**sums;
-                way.last = Last::other(Changed::new(length)?, label(key)?, label(class)?);
+                let (length, key, class) = (Changed::new(length)?, label(key)?, label(class)?);
+                Some(Self::to(begin, Last::other(need, length, key, class)))
             }
         }
-        Some(way)
+    }
+
+    /// The same, with 8 bytes that have all of these, if there are such.
+    fn about(mut self, bytes: Range<usize>) -> Option<Self> {
+        let offset = bytes.start;
+        if bytes.end.checked_sub(offset)? > WORD_BYTES {
+            return None;
+        }
+        for test in &mut self.tests {
+            // What it is about lies behind the new offset, and within 8 bytes from there.
+            let by = 8 * (self.offset - offset);
+            (test.mask, test.value) = (test.mask << by, test.value << by);
+        }
+        if let Last::Length(length) = &mut self.last {
+            length.word = length.word.moved_to(offset);
+        }
+        (self.offset, self.bytes) = (offset, bytes);
+        Some(self)
     }
 
     pub(super) const fn has_length(&self) -> bool {
@@ -134,36 +178,59 @@ impl Way {
 
     #[inline(always)]
     pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
-        if bytes.len() < self.need {
+        let Some(word) = word(bytes, self.offset) else {
             return End::Step(self.begin);
-        }
+        };
+        let word = u64::from_le_bytes(word);
         for test in &self.tests {
-            match test.holds(bytes) {
-                // A branch that goes the same way as a rule, and not a choice between two addresses,
-                // for which the processor would wait.
-                Some(false) => {}
-                Some(true) => return End::Turn(test.inside),
-                None => return End::Step(self.begin),
+            // A branch that goes the same way as a rule, and not a choice between two addresses, for
+            // which the processor would wait.
+            if word & test.mask == test.value {
+                return End::Turn(test.inside);
             }
         }
         match &self.last {
-            Last::Length(length) => match length.of(bytes).and_then(NonZeroU64::new) {
+            Last::Length(length) => match NonZeroU64::new(length.of_little(word)) {
                 // (What has more than 31 bits, or none, is for the general form.)
                 Some(length) if length.get() <= LONGEST => End::Length(length),
                 _ => End::Step(self.begin),
             },
             Last::Other(other) => End::Other(other),
+            Last::Turn(at) => End::Turn(*at),
             Last::Step(at) => End::Step(*at),
         }
     }
+
+    /// The step where it begins.
+    pub(super) const fn begin(&self) -> usize {
+        self.begin
+    }
+}
+
+/// Bytes of a word, and all up to the last one that must be there.
+fn with(bytes: Range<usize>, need: usize) -> Range<usize> {
+    bytes.start..bytes.end.max(need)
+}
+
+/// The word of a test whether a sum, of which `keep` counts, is 0.
+fn tested(sum: &Sum, keep: u64) -> Option<Word> {
+    let piece = &sum.first;
+    // All bits count, in the general form too; and there is a value for which nothing is left.
+    let others = piece.word.mask() & !keep | sum.bias.wrapping_neg() & keep & !piece.word.mask();
+    (sum.is_single() && !piece.is_of_len && others == 0).then_some(piece.word)
 }
 
 /// The longest message of a program: its result has a sign.
 const LONGEST: u64 = i32::MAX as u64;
 
 impl Last {
-    fn other(length: Changed, key: Option<Changed>, class: Option<Changed>) -> Self {
-        Self::Other(Box::new(Other { length, key, class }))
+    fn other(need: usize, length: Changed, key: Option<Changed>, class: Option<Changed>) -> Self {
+        Self::Other(Box::new(Other {
+            need,
+            length,
+            key,
+            class,
+        }))
     }
 }
 
@@ -171,6 +238,9 @@ impl Other {
     /// Nothing, if some of the words are not all there.
     #[inline(always)]
     pub(super) fn values(&self, bytes: &[u8]) -> Option<(u32, Option<u32>, Option<u32>)> {
+        if bytes.len() < self.need {
+            return None;
+        }
         let value = |number: &Changed| number.of(bytes).map(low);
         let label = |number: &Option<Changed>| match number {
             Some(number) => value(number).map(Some),
@@ -180,36 +250,10 @@ impl Other {
     }
 }
 
-impl Test {
-    /// Whether the sum, of which `keep` counts, is 0.
-    fn new(sum: &Sum, keep: u64, inside: usize) -> Option<Self> {
-        let Piece {
-            word, is_of_len, ..
-        } = &sum.first;
-        // All bits count, in the general form too.
-        if !sum.is_single() || *is_of_len || word.mask() & !keep != 0 {
-            return None;
-        }
-        let (mask, value) = word.as_it_lies(sum.bias.wrapping_neg() & keep)?;
-        Some(Self {
-            offset: word.offset,
-            mask,
-            value,
-            inside,
-        })
-    }
-
-    #[inline(always)]
-    fn holds(&self, bytes: &[u8]) -> Option<bool> {
-        let word = u64::from_le_bytes(word(bytes, self.offset)?);
-        Some(word & self.mask == self.value)
-    }
-}
-
 impl Length {
     #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> Option<u64> {
-        Some(self.word.of(bytes)?.wrapping_add(self.bias))
+    const fn of_little(&self, word: u64) -> u64 {
+        self.word.of_little(word).wrapping_add(self.bias)
     }
 }
 
