@@ -5,8 +5,8 @@
 //! next message can be looked at before this one's decisions are known to be right.
 //!
 //! Nearly all steps compare some bits with a number, or give a field that is moved and added to.
-//! Those have a form that takes a third of the instructions, a [`Way`]. It is left for good at the
-//! first step that has none, or near the end of the bytes: the general form goes on from there.
+//! Those that look at the same 8 bytes are one [`Way`], which loads them once. Ways are left for good
+//! at the first step that has none, or near the end of the bytes: the general form goes on from there.
 
 mod way;
 

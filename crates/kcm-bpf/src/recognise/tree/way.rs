@@ -97,7 +97,11 @@ impl Way {
             offset: 0,
             tests: Vec::new(),
             last,
-            bytes: usize::MAX..0,
+            // Of no byte: whatever it is joined with remains.
+            bytes: Range {
+                start: usize::MAX,
+                end: 0,
+            },
         }
     }
 
