@@ -22,8 +22,10 @@ pub(super) struct Way {
     offset: usize,
     tests: Vec<Test>,
     last: Last,
-    /// What it is about, and all that must be there for its steps.
+    /// What it is about.
     bytes: Range<usize>,
+    /// Bytes that must be there for its steps: more than it is about, perhaps.
+    need: usize,
 }
 
 /// What is at the end of a way.
@@ -102,6 +104,7 @@ impl Way {
                 start: usize::MAX,
                 end: 0,
             },
+            need: 0,
         }
     }
 
@@ -126,7 +129,7 @@ impl Way {
                         inside: *inside,
                     }
                 };
-                let bytes = with(word.bytes(), need);
+                let bytes = word.bytes();
                 let alone = Self::to(begin, Last::Turn(*outside)).about(bytes.clone())?;
                 let rest = before.get(*outside)?;
                 let both = bytes.start.min(rest.bytes.start)..bytes.end.max(rest.bytes.end);
@@ -135,6 +138,7 @@ impl Way {
                     None => alone,
                 };
                 way.tests.insert(0, test(way.offset));
+                way.need = way.need.max(need);
                 Some(way)
             }
             Run::Decide { .. } => None,
@@ -143,8 +147,9 @@ impl Way {
                 if !length.then.is_empty() || sum.is_constant() {
                     return Some(Self::to(begin, Last::other(need, length, None, None)));
                 }
-                let bytes = with(length.length.word.bytes(), need);
-                Self::to(begin, Last::Length(length.length)).about(bytes)
+                let bytes = length.length.word.bytes();
+                let way = Self::to(begin, Last::Length(length.length)).about(bytes)?;
+                Some(Self { need, ..way })
             }
             Run::Labelled(sums) => {
                 let label = |sum: &Option<Sum>| match sum {
@@ -182,7 +187,7 @@ impl Way {
 
     #[inline(always)]
     pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
-        let Some(word) = word(bytes, self.offset) else {
+        let Some(word) = word(bytes, self.offset).filter(|_| bytes.len() >= self.need) else {
             return End::Step(self.begin);
         };
         let word = u64::from_le_bytes(word);
@@ -209,11 +214,6 @@ impl Way {
     pub(super) const fn begin(&self) -> usize {
         self.begin
     }
-}
-
-/// Bytes of a word, and all up to the last one that must be there.
-fn with(bytes: Range<usize>, need: usize) -> Range<usize> {
-    bytes.start..bytes.end.max(need)
 }
 
 /// The word of a test whether a sum, of which `keep` counts, is 0.
