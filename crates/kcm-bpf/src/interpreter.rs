@@ -4,7 +4,9 @@
 //! message. What matters is the time of five to ten instructions, a few nanoseconds each:
 //!
 //! * A load from the message, what is done with it at once, and the end of the program behind it
-//!   are one step, a [`Formula`].
+//!   are one step, a [`Formula`]. One that the program begins with comes before all else
+//!   ([`Code::begin`]): to clear registers takes longer than a load, and a program that ends there
+//!   needs none.
 //! * The most frequent steps have cases of their own for a constant and for a register as second
 //!   operand. The others take the sum of both: register 15 is always 0, and so is the constant of a
 //!   step that has a register.
@@ -32,12 +34,23 @@ use crate::verifier::{CB_BYTES, Context, MAX_FRAMES, STACK_BYTES, Verified};
 pub(crate) struct Code {
     steps: Vec<Step>,
     formulas: Vec<Formula>,
-    /// Where a run begins: behind moves that change nothing, for all registers but the frame pointer
+    /// What a run begins with, if that is a load from the message.
+    first: Option<Formula>,
+    /// Where it goes on: behind moves that change nothing, for all registers but the frame pointer
     /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads.)
     start: usize,
     frame: Frame,
     /// Jumps back and calls that a run may take.
     turns: u64,
+}
+
+/// How far a program came without registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// To its end; this is the result.
+    Ended(u64),
+    /// To where [`Code::go_on`] goes on, with this in register 0.
+    Going(u64),
 }
 
 /// What a run leaves behind beside its result.
@@ -273,8 +286,14 @@ impl Code {
         let is_idle = |step: &&Step| {
             step.kind == Kind::Mov64 && step.imm == 0 && step.src != op::FP && step.dst != op::FP
         };
+        let start = steps.iter().take_while(is_idle).count();
+        let first = match steps.get(start) {
+            Some(step) if step.kind == Kind::Field => formulas.get(step.to as usize).cloned(),
+            _ => None,
+        };
         Self {
-            start: steps.iter().take_while(is_idle).count(),
+            start: first.as_ref().map_or(start, |formula| formula.next),
+            first,
             steps,
             formulas,
             frame: match verified.figures.stack_bytes {
@@ -286,24 +305,46 @@ impl Code {
         }
     }
 
-    /// Runs the program over the bytes of a message and gives its result. `now_ns` is what it gets
+    /// Begins a run over the bytes of a message: nearly all programs begin with a load from it, and
+    /// the shortest are no more than that. Whatever a run needs is made only for the others.
+    #[inline(always)]
+    pub(crate) fn begin(&self, bytes: &[u8]) -> Begun {
+        let Some(formula) = &self.first else {
+            return Begun::Going(0);
+        };
+        match formula.value(bytes) {
+            Some(value) if !formula.is_result => Begun::Going(value),
+            value => Begun::Ended(value.unwrap_or(0)),
+        }
+    }
+
+    /// Goes on with a run over the same bytes and gives its result. `now_ns` is what the program gets
     /// for the time.
     ///
     /// The result comes back in registers. As a part of what is left behind it would be written in
     /// pieces and read as a whole, for which the processor waits longer than the program takes.
     #[inline]
-    pub(crate) fn run(&self, bytes: &[u8], now_ns: u64, left: &mut Left) -> Result<u64, Trap> {
+    pub(crate) fn go_on(
+        &self,
+        first: u64,
+        bytes: &[u8],
+        now_ns: u64,
+        left: &mut Left,
+    ) -> Result<u64, Trap> {
         // A loop of its own for each, as what there is is cleared before the first step.
         match self.frame {
-            Frame::None => self.run_with::<0, 0>(bytes, now_ns, left),
-            Frame::Small => self.run_with::<SMALL_STACK_BYTES, 0>(bytes, now_ns, left),
-            Frame::Whole => self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(bytes, now_ns, left),
+            Frame::None => self.run_with::<0, 0>(first, bytes, now_ns, left),
+            Frame::Small => self.run_with::<SMALL_STACK_BYTES, 0>(first, bytes, now_ns, left),
+            Frame::Whole => {
+                self.run_with::<STACK_BYTES, { MAX_FRAMES - 1 }>(first, bytes, now_ns, left)
+            }
         }
     }
 
     #[inline(never)]
     fn run_with<const STACK: usize, const CALLS: usize>(
         &self,
+        first: u64,
         bytes: &[u8],
         now_ns: u64,
         left: &mut Left,
@@ -312,6 +353,7 @@ impl Code {
         let mut callers = [Caller::default(); CALLS];
         let mut depth = 0;
         let mut regs: Regs = [0; 16];
+        regs[0] = first;
         regs[usize::from(op::FP)] = STACK as u64;
         let mut turns = self.turns;
         // A slice's iterator, for it costs less to go on than an index.

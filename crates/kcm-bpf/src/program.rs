@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kcm_frame::{Fixed, Framing, Verdict};
 
-use crate::interpreter::{Code, Left, Trap};
+use crate::alu::low;
+use crate::interpreter::{Begun, Code, Left, Trap};
 use crate::recognise::{Meaning, recognise};
 use crate::verifier::{Figures, verify};
 use crate::{Insn, Result};
@@ -120,8 +121,13 @@ impl Program {
             }
             Some(Meaning::Varint(varint)) => return (*varint).into(),
             Some(Meaning::Tree(tree)) => {
+                let whole = Arc::clone(tree);
+                let whole = move |bytes: &[u8]| whole.parse(bytes);
+                if !tree.has_plain_lengths() {
+                    return Framing::closure(whole);
+                }
                 let tree = Arc::clone(tree);
-                return Framing::closure(move |bytes| tree.parse(bytes));
+                return Framing::closure_with_short_way(move |bytes| tree.length(bytes), whole);
             }
             None => {}
         }
@@ -149,10 +155,16 @@ impl Program {
 }
 
 impl Inner {
-    #[inline]
+    #[inline(always)]
     fn verdict(&self, bytes: &[u8], now_ns: u64) -> Verdict {
+        let first = match self.code.begin(bytes) {
+            Begun::Ended(result) => {
+                return Verdict::from_kernel(low(result).cast_signed(), bytes.len());
+            }
+            Begun::Going(first) => first,
+        };
         let mut left = Left::default();
-        let result = self.result(bytes, now_ns, &mut left);
+        let result = self.go_on(first, bytes, now_ns, &mut left);
         if result <= 0 || left.written & 0b11 == 0 {
             return Verdict::from_kernel(result, bytes.len());
         }
@@ -161,14 +173,17 @@ impl Inner {
 
     fn run(&self, bytes: &[u8], now_ns: u64) -> Outcome {
         let mut left = Left::default();
-        let result = self.result(bytes, now_ns, &mut left);
+        let result = match self.code.begin(bytes) {
+            Begun::Ended(result) => low(result).cast_signed(),
+            Begun::Going(first) => self.go_on(first, bytes, now_ns, &mut left),
+        };
         Outcome::new(result, &left)
     }
 
     #[inline]
-    fn result(&self, bytes: &[u8], now_ns: u64, left: &mut Left) -> i32 {
-        match self.code.run(bytes, now_ns, left) {
-            Ok(result) => crate::alu::low(result).cast_signed(),
+    fn go_on(&self, first: u64, bytes: &[u8], now_ns: u64, left: &mut Left) -> i32 {
+        match self.code.go_on(first, bytes, now_ns, left) {
+            Ok(result) => low(result).cast_signed(),
             // The verifier has made sure that this is not. Should it be wrong, the stream ends.
             Err(Trap) => {
                 debug_assert!(false, "a verified program left its bounds");

@@ -11,7 +11,8 @@
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
 //! tree.rs       nodes as they are run               condition.rs  comparisons, as intervals
-//!                                                   field.rs      bits of the message, as fields
+//! tree/way.rs   the usual nodes, in a row           field.rs      bits of the message, as fields
+//!                                                   word.rs       fields, as they are read
 //! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
@@ -25,6 +26,7 @@ mod field;
 mod follow;
 mod number;
 mod tree;
+mod word;
 
 use std::fmt;
 use std::sync::Arc;

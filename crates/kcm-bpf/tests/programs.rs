@@ -306,14 +306,16 @@ fn key_and_class_are_what_the_program_leaves() {
     );
 }
 
-/// A few loads, comparisons with what they gave, and a length for each way.
+/// A few loads, comparisons with what they gave, and a length for each way: a constant, a field, or
+/// what comes of all loads; with a key or without one.
 fn branching() -> impl Strategy<Value = Vec<Insn>> {
     let part = (
         (0..3usize, 0..12i32, any::<bool>()),
         (0..11usize, any::<bool>(), any::<i32>(), 0..4usize),
-        (any::<i32>(), any::<bool>()),
+        (any::<i32>(), 0..3usize),
     );
-    prop::collection::vec(part, 1..6).prop_map(|parts| {
+    let parts = prop::collection::vec(part, 1..6);
+    (parts, 0..12i32, 0..3usize).prop_map(|(parts, field, end)| {
         let insn = |code, dst, src, off, imm| Insn {
             code,
             dst,
@@ -326,34 +328,49 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
             insn(ALU64 | MOV, 7, 0, 0, 9),
             insn(LDX | MEM | W, 8, 6, 0, 0),
         ];
-        for ((size, offset, keep), (cmp, wide, imm, kind), (result, early)) in parts {
+        for ((size, offset, keep), (cmp, wide, imm, kind), (result, then)) in parts {
             insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
             if keep {
                 insns.push(insn(ALU | ADD | X, 7, 0, 0, 0));
             }
             let class = if wide { JMP } else { JMP32 };
             let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
-            let [constant, ..] = imm.to_le_bytes();
-            let way: &[Insn] = &if early {
-                vec![
+            // Some that messages have.
+            let constant = imm & 0x83;
+            let way: &[Insn] = &match then {
+                0 => vec![
                     insn(ALU64 | MOV, 0, 0, 0, result),
                     insn(JMP | EXIT, 0, 0, 0, 0),
-                ]
-            } else {
-                vec![insn(ALU64 | RSH, 7, 0, 0, 1), insn(ALU | XOR, 7, 0, 0, 5)]
+                ],
+                1 => vec![
+                    insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset ^ 1),
+                    insn(ALU64 | RSH, 0, 0, 0, result & 7),
+                    insn(ALU64 | ADD, 0, 0, 0, result & 0x1f),
+                    insn(JMP | EXIT, 0, 0, 0, 0),
+                ],
+                _ => vec![insn(ALU64 | RSH, 7, 0, 0, 1), insn(ALU | XOR, 7, 0, 0, 5)],
             };
             let off = i16::try_from(way.len()).expect("short");
             insns.push(match kind {
                 0 => insn(jump, 0, 0, off, imm),
-                1 => insn(jump, 0, 0, off, constant.into()),
+                1 => insn(jump, 0, 0, off, constant),
                 // The rest of the message is there, or not.
                 2 => insn(jump | X, 0, 8, off, 0),
-                _ => insn(jump, 7, 0, off, constant.into()),
+                _ => insn(jump, 7, 0, off, constant),
             });
             insns.extend(way);
         }
-        insns.push(insn(STX | MEM | W, 6, 7, 48, 0));
-        insns.push(insn(ALU64 | MOV | X, 0, 7, 0, 0));
+        insns.extend(match end {
+            0 => vec![
+                insn(STX | MEM | W, 6, 7, 48, 0),
+                insn(ALU64 | MOV | X, 0, 7, 0, 0),
+            ],
+            1 => vec![insn(ALU64 | MOV | X, 0, 7, 0, 0)],
+            _ => vec![
+                insn(LD | ABS | H, 0, 0, 0, field),
+                insn(ALU64 | ADD, 0, 0, 0, field + 2),
+            ],
+        });
         insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
         insns
     })

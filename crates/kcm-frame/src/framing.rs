@@ -7,6 +7,7 @@
 //! call, as the innermost loop of a receiver wants it.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::errno::EIO;
@@ -47,7 +48,42 @@ impl Framing {
     /// begin at a message's first one, from whichever thread receives. A panic
     /// in it is a fault of the stream, as with [`Parser`].
     pub fn closure(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
-        Self::Closure(FrameFn(Arc::new(f)))
+        Self::Closure(FrameFn::new(f))
+    }
+
+    /// The same with a short way: `plain` gives the length of a message without key and class, if
+    /// it can tell that quickly. Else `f` is asked, which would say the same of all bytes.
+    ///
+    /// It is worth being apart because it needs no more than a length field does, if it calls
+    /// nothing; a few nanoseconds less for each message.
+    ///
+    /// ```
+    /// use std::num::NonZeroU64;
+    /// use kcm_frame::{Framing, Verdict};
+    /// // A length in one byte; behind 255, in the next two.
+    /// let framing = Framing::closure_with_short_way(
+    ///     |bytes| match *bytes {
+    ///         [len @ ..255, ..] => NonZeroU64::new(len.into()),
+    ///         _ => None,
+    ///     },
+    ///     |bytes| match *bytes {
+    ///         [255, high, low, ..] => Verdict::message(u16::from_be_bytes([high, low]).into()),
+    ///         [255, ..] => Verdict::NeedMore(3),
+    ///         [len, ..] => Verdict::message(len.into()),
+    ///         [] => Verdict::NeedMore(1),
+    ///     },
+    /// );
+    /// # let _ = framing;
+    /// ```
+    pub fn closure_with_short_way(
+        plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
+        f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        // (A call in the last place, so that the short way needs no frame on the stack.)
+        Self::Closure(FrameFn(Arc::new(move |bytes, other| match plain(bytes) {
+            Some(len) => len.get(),
+            None => ask(&f, bytes, other),
+        })))
     }
 
     /// Framing by a parser with state; `make` is called once for each
@@ -178,7 +214,11 @@ impl Stateless {
     }
 }
 
-type DynFrameFn = dyn Fn(&[u8]) -> Verdict + Send + Sync;
+/// Gives the length of a message that is nothing but long; else 0, and the verdict in the other place.
+///
+/// The usual answer is then a number in a register. A verdict has 24 bytes, which the function would
+/// write and its caller read: the next message's address would wait for that.
+type DynFrameFn = dyn Fn(&[u8], &mut Verdict) -> u64 + Send + Sync;
 type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 
 /// A function that frames; made by [`Framing::closure`].
@@ -186,31 +226,50 @@ type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 pub struct FrameFn(Arc<DynFrameFn>);
 
 impl FrameFn {
+    fn new(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move |bytes, other| split(f(bytes), other)))
+    }
+
     /// Calls the function; an error of errno `EIO` if that panicked.
     #[inline]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
         let mut other = Verdict::Error(EIO);
-        let plain = self.parse_with(bytes, |verdict| match verdict {
-            Verdict::Message(frame) if frame.len > 0 && frame == Frame::new(frame.len) => frame.len,
-            verdict => {
-                other = verdict;
-                0
-            }
-        });
-        match plain {
+        match guarded(|| (self.0)(bytes, &mut other)) {
             None | Some(0) => other,
             Some(len) => Verdict::message(len),
         }
     }
 
-    /// Calls the function and looks at what it gives; `None` if it panicked. (A
-    /// whole verdict would leave the guard against that in parts and be read as a
-    /// whole, for which the processor waits 8 ns; a number costs 2.)
+    /// Calls the function and looks at what it gives; `None` if it panicked. (What `look` gives
+    /// should be a number: what has parts is written by the guard and read again.)
     #[inline]
     pub fn parse_with<R>(&self, bytes: &[u8], look: impl FnOnce(Verdict) -> R) -> Option<R> {
-        guarded(|| look((self.0)(bytes)))
+        guarded(|| {
+            let mut other = Verdict::Error(EIO);
+            match (self.0)(bytes, &mut other) {
+                0 => look(other),
+                len => look(Verdict::message(len)),
+            }
+        })
     }
+}
+
+/// A verdict as a [`DynFrameFn`] gives it.
+#[inline(always)]
+fn split(verdict: Verdict, other: &mut Verdict) -> u64 {
+    match verdict {
+        Verdict::Message(frame) if frame == Frame::new(frame.len) && frame.len > 0 => frame.len,
+        verdict => {
+            *other = verdict;
+            0
+        }
+    }
+}
+
+#[inline(never)]
+fn ask(f: &impl Fn(&[u8]) -> Verdict, bytes: &[u8], other: &mut Verdict) -> u64 {
+    split(f(bytes), other)
 }
 
 impl fmt::Debug for FrameFn {

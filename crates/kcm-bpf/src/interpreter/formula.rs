@@ -12,7 +12,7 @@ use crate::recognise::{Number, Sum};
 use kcm_frame::MAX_FIELD_OFFSET;
 
 /// What is in register 0 after a load and what follows it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Formula {
     /// Bytes that must be there; else the function ends with 0.
     need: usize,

@@ -4,26 +4,33 @@
 //! the length that comes of it, and a decision is a branch that the processor foresees, so that the
 //! next message can be looked at before this one's decisions are known to be right.
 //!
-//! Nearly all steps compare some bits with a number, or give a field that is moved and added to. For
-//! these there is a [`Quick`] form that takes a third of the instructions. It is left for good at the
-//! first step that has none, or near the end of the bytes: the general form goes on from there.
+//! Nearly all steps compare some bits with a number, or give a field that is moved and added to.
+//! Those that look at the same 8 bytes are one [`Way`], which loads them once. Ways are left for good
+//! at the first step that has none, or near the end of the bytes: the general form goes on from there.
+
+mod way;
 
 use std::hint::cold_path;
+use std::num::NonZeroU64;
 
 use kcm_frame::{Frame, Verdict};
 
-use crate::alu::{Alu, low};
+use crate::alu::low;
 use crate::recognise::field::{Order, fields};
-use crate::recognise::follow::{End, Node, Then};
+use crate::recognise::follow::{self, Node, Then};
 use crate::recognise::number::{Bits, Change, LOW, Number};
+use crate::recognise::tree::way::{End, Way};
+use crate::recognise::word::Word;
 
 /// A program as decisions.
 #[derive(Debug)]
 pub(crate) struct Tree {
     /// A step leads only to those before it; it begins at the last one.
     steps: Vec<Step>,
-    /// The same steps, where it can be.
-    quick: Vec<Quick>,
+    /// For each step, the usual way on from there.
+    ways: Vec<Way>,
+    /// The last of them, at hand.
+    usual: Way,
     pub(super) decisions: usize,
     pub(super) lengths: usize,
 }
@@ -34,42 +41,6 @@ struct Step {
     need: usize,
     short: usize,
     then: Run,
-}
-
-/// A step that needs 8 bytes from `offset` on, and `need` bytes in all.
-#[derive(Debug)]
-enum Quick {
-    /// Whether some bits of the message, as they lie, are `value`.
-    Match {
-        offset: usize,
-        need: usize,
-        mask: u64,
-        value: u64,
-        inside: usize,
-        outside: usize,
-    },
-    /// A length, with nothing but a constant to be added.
-    Length(Row),
-    /// A length to which more is done.
-    Changed(Box<Row>),
-    /// A length, a key and a class.
-    Labelled(Box<[Row; 3]>),
-    No,
-}
-
-/// Bits that are next to each other, in 8 bytes from `offset` on: what stands above them is shifted
-/// out to the left, what stands below to the right.
-#[derive(Debug)]
-struct Row {
-    offset: usize,
-    need: usize,
-    is_big: bool,
-    up: u32,
-    down: u32,
-    then: Vec<Change>,
-    bias: u64,
-    /// Whether there is such a number at all: a label may be missing.
-    is_there: bool,
 }
 
 #[derive(Debug)]
@@ -85,11 +56,11 @@ enum Run {
     },
     Length(Sum),
     /// With a key, a class, or both.
-    Labelled(Box<[Option<Sum>; 3]>),
+    Labelled(Box<(Sum, Option<Sum>, Option<Sum>)>),
 }
 
 /// Pieces of the message, and a constant.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sum {
     /// The first one by itself: most have no other.
     first: Piece,
@@ -97,23 +68,13 @@ pub(crate) struct Sum {
     bias: u64,
 }
 
-/// `(word & mask) >> right << left` of 8 bytes of the message, and what is done with it.
+/// Some bits, and what is done with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece {
-    source: Source,
-    offset: usize,
-    mask: u64,
-    right: u32,
-    left: u32,
+    word: Word,
+    /// They are of the number of bytes that are there, and not of the message.
+    is_of_len: bool,
     then: Vec<Change>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Big,
-    Little,
-    /// The number of bytes that are there.
-    Len,
 }
 
 /// Most pieces of one sum: as many as there are bytes in a word.
@@ -122,12 +83,9 @@ const MAX_PIECES: usize = 8;
 impl Tree {
     /// Nothing, if some number takes more pieces than is worth it.
     pub(super) fn new(nodes: &[Node]) -> Option<Self> {
-        let mut tree = Self {
-            steps: Vec::with_capacity(nodes.len()),
-            quick: Vec::with_capacity(nodes.len()),
-            decisions: 0,
-            lengths: 0,
-        };
+        let (mut decisions, mut lengths) = (0, 0);
+        let mut steps = Vec::with_capacity(nodes.len());
+        let mut ways = Vec::with_capacity(nodes.len());
         for node in nodes {
             let then = match &node.then {
                 Then::Decide {
@@ -135,7 +93,7 @@ impl Tree {
                     inside,
                     outside,
                 } => {
-                    tree.decisions += 1;
+                    decisions += 1;
                     let mut sum = Sum::new(&condition.plus)?;
                     sum.bias = sum.bias.wrapping_sub(condition.low);
                     let minus = match condition.minus.as_constant() {
@@ -151,10 +109,10 @@ impl Tree {
                         outside: *outside,
                     }
                 }
-                Then::End(End { result, key, class }) => {
+                Then::End(follow::End { result, key, class }) => {
                     let is_length =
                         (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
-                    tree.lengths += usize::from(is_length);
+                    lengths += usize::from(is_length);
                     let length = Sum::new(result)?;
                     let label = |number: &Option<Number>| match number {
                         Some(number) => Sum::new(number).map(Some),
@@ -162,7 +120,7 @@ impl Tree {
                     };
                     match (label(key)?, label(class)?) {
                         (None, None) => Run::Length(length),
-                        (key, class) => Run::Labelled(Box::new([Some(length), key, class])),
+                        (key, class) => Run::Labelled(Box::new((length, key, class))),
                     }
                 }
             };
@@ -171,83 +129,60 @@ impl Tree {
                 short: node.short,
                 then,
             };
-            tree.quick.push(Quick::new(&step).unwrap_or(Quick::No));
-            tree.steps.push(step);
+            ways.push(Way::new(ways.len(), &step, &ways));
+            steps.push(step);
         }
-        Some(tree)
+        Some(Self {
+            usual: ways.last()?.clone(),
+            ways,
+            steps,
+            decisions,
+            lengths,
+        })
+    }
+
+    /// Whether some messages have a length and no more, of which [`length`](Self::length) knows.
+    pub(crate) fn has_plain_lengths(&self) -> bool {
+        self.ways.iter().any(Way::has_length)
+    }
+
+    /// The length of a message, if that is all there is to say of it and all steps to it are quick;
+    /// what [`parse`](Self::parse) says may still be one.
+    #[inline(always)]
+    pub(crate) fn length(&self, bytes: &[u8]) -> Option<NonZeroU64> {
+        let mut way = &self.usual;
+        loop {
+            match way.end(bytes) {
+                End::Length(length) => return Some(length),
+                End::Turn(at) => way = self.ways.get(at)?,
+                End::Other(_) | End::Step(_) => return None,
+            }
+        }
     }
 
     /// What the program says of bytes that begin at a message's first one.
-    #[inline]
+    ///
+    /// (All in one: a verdict that a call gives is written in parts and read as a whole, for which the
+    /// processor waits longer than for the rest.)
+    #[inline(always)]
     pub(crate) fn parse(&self, bytes: &[u8]) -> Verdict {
-        let mut at = self.steps.len().wrapping_sub(1);
+        let mut way = &self.usual;
         loop {
-            match self.quick.get(at) {
-                Some(Quick::Match {
-                    offset,
-                    need,
-                    mask,
-                    value,
-                    inside,
-                    outside,
-                }) => {
-                    let Some(word) = word(bytes, *offset).filter(|_| bytes.len() >= *need) else {
-                        break;
+            match way.end(bytes) {
+                End::Length(length) => return Verdict::message(length.get()),
+                End::Turn(at) => match self.ways.get(at) {
+                    Some(next) => way = next,
+                    None => return self.go_on(at, bytes),
+                },
+                End::Other(other) => {
+                    let Some((length, key, class)) = other.values(bytes) else {
+                        return self.go_on(way.begin(), bytes);
                     };
-                    // A branch, and not a choice between two addresses: the processor would wait
-                    // for the number.
-                    if u64::from_le_bytes(word) & mask == *value {
-                        cold_path();
-                        at = *inside;
-                    } else {
-                        at = *outside;
-                    }
+                    return labelled(length, key, class, bytes.len());
                 }
-                Some(Quick::Length(row)) => {
-                    let Some(length) = row.plain(bytes) else {
-                        break;
-                    };
-                    let result = low(length.wrapping_add(row.bias)).cast_signed();
-                    if result <= 0 {
-                        break;
-                    }
-                    return Verdict::message(result.unsigned_abs().into());
-                }
-                // Calls from here: what has none shall not pay for them.
-                Some(Quick::Changed(row)) => return self.changed(at, row, bytes),
-                Some(Quick::Labelled(rows)) => return self.labelled(at, rows, bytes),
-                _ => break,
+                End::Step(at) => return self.go_on(at, bytes),
             }
         }
-        self.go_on(at, bytes)
-    }
-
-    #[inline(never)]
-    fn changed(&self, at: usize, row: &Row, bytes: &[u8]) -> Verdict {
-        match row.of(bytes) {
-            Some(length) => Verdict::from_kernel(low(length).cast_signed(), bytes.len()),
-            None => self.go_on(at, bytes),
-        }
-    }
-
-    #[inline(never)]
-    fn labelled(&self, at: usize, [length, key, class]: &[Row; 3], bytes: &[u8]) -> Verdict {
-        let rows = (length.of(bytes), key.of(bytes), class.of(bytes));
-        let (Some(length_value), Some(key_value), Some(class_value)) = rows else {
-            return self.go_on(at, bytes);
-        };
-        let result = low(length_value).cast_signed();
-        if result <= 0 {
-            return Verdict::from_kernel(result, bytes.len());
-        }
-        let mut frame = Frame::new(result.unsigned_abs().into());
-        if key.is_there {
-            frame = frame.with_key(low(key_value));
-        }
-        if class.is_there {
-            frame = frame.with_class(crate::program::class(low(class_value)));
-        }
-        Verdict::Message(frame)
     }
 
     /// The same from a step on, for all of them.
@@ -282,7 +217,12 @@ impl Tree {
                     let result = low(sum.of(bytes)).cast_signed();
                     return Verdict::from_kernel(result, bytes.len());
                 }
-                Run::Labelled(sums) => return labelled(sums, bytes),
+                Run::Labelled(sums) => {
+                    let (length, key, class) = &**sums;
+                    let value = |sum: &Sum| low(sum.of(bytes));
+                    let (key, class) = (key.as_ref().map(value), class.as_ref().map(value));
+                    return labelled(value(length), key, class, bytes.len());
+                }
             }
         }
         // No step leads out of the tree.
@@ -291,156 +231,20 @@ impl Tree {
     }
 }
 
-impl Quick {
-    fn new(step: &Step) -> Option<Self> {
-        let need = step.need;
-        match &step.then {
-            Run::Decide {
-                sum,
-                minus: None,
-                keep,
-                span: 0,
-                inside,
-                outside,
-            } => {
-                let piece = &sum.first;
-                if !sum.is_single() || piece.source == Source::Len {
-                    return None;
-                }
-                // The value for which nothing is left, put where the field is.
-                let value = sum.bias.wrapping_neg() & keep;
-                let place = value >> piece.left << piece.right;
-                let back = (place & piece.mask) >> piece.right << piece.left;
-                // All bits count, in the general form too.
-                let all = piece.mask >> piece.right << piece.left;
-                if back != value || all & !keep != 0 {
-                    return None;
-                }
-                let as_it_lies = |word: u64| match piece.source {
-                    Source::Big => word.swap_bytes(),
-                    _ => word,
-                };
-                Some(Self::Match {
-                    offset: piece.offset,
-                    need,
-                    mask: as_it_lies(piece.mask),
-                    value: as_it_lies(place),
-                    inside: *inside,
-                    outside: *outside,
-                })
-            }
-            Run::Length(sum) => {
-                let row = Row::new(sum, need)?;
-                Some(if row.then.is_empty() {
-                    Self::Length(row)
-                } else {
-                    Self::Changed(Box::new(row))
-                })
-            }
-            Run::Labelled(sums) => {
-                let row = |sum: &Option<Sum>| match sum {
-                    Some(sum) => Row::new(sum, need),
-                    None => Some(Row::constant(need, 0, false)),
-                };
-                let [length, key, class] = &**sums;
-                Some(Self::Labelled(Box::new([
-                    row(length)?,
-                    row(key)?,
-                    row(class)?,
-                ])))
-            }
-            Run::Decide { .. } => None,
-        }
-    }
-}
-
-impl Row {
-    fn new(sum: &Sum, need: usize) -> Option<Self> {
-        let piece = &sum.first;
-        if *piece == Piece::nothing() {
-            return Some(Self::constant(need, sum.bias, true));
-        }
-        let (up, low) = (piece.mask.leading_zeros(), piece.mask.trailing_zeros());
-        let is_row = piece.mask << up >> (up + low) == u64::MAX >> (up + low);
-        if !is_row
-            || !sum.more.is_empty()
-            || piece.left != 0
-            || piece.right != low
-            || piece.source == Source::Len
-        {
-            return None;
-        }
-        Some(Self {
-            offset: piece.offset,
-            need,
-            is_big: piece.source == Source::Big,
-            up,
-            down: up + low,
-            then: piece.then.clone(),
-            bias: sum.bias,
-            is_there: true,
-        })
-    }
-
-    /// A number that no byte changes: nothing is left of the first ones.
-    fn constant(need: usize, value: u64, is_there: bool) -> Self {
-        let nothing = Change {
-            alu: Alu::And,
-            wide: true,
-            by: 0,
-        };
-        Self {
-            offset: 0,
-            need,
-            is_big: false,
-            up: 0,
-            down: 0,
-            then: vec![nothing],
-            bias: value,
-            is_there,
-        }
-    }
-
-    /// The bits. Nothing, if not all of the 8 bytes are there.
-    #[inline(always)]
-    fn plain(&self, bytes: &[u8]) -> Option<u64> {
-        let word = word(bytes, self.offset).filter(|_| bytes.len() >= self.need)?;
-        let word = if self.is_big {
-            u64::from_be_bytes(word)
-        } else {
-            u64::from_le_bytes(word)
-        };
-        // (Both amounts are below 64, which the compiler does not know.)
-        Some(word << (self.up & 63) >> (self.down & 63))
-    }
-
-    /// All of it.
-    #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> Option<u64> {
-        let value = changed(self.plain(bytes)?, &self.then);
-        Some(value.wrapping_add(self.bias))
-    }
-}
-
 fn changed(value: u64, changes: &[Change]) -> u64 {
     changes.iter().fold(value, |value, change| change.of(value))
 }
 
-/// 8 bytes of the message.
+/// What a result and labels mean of a message of which `have` bytes are there.
 #[inline(always)]
-fn word(bytes: &[u8], offset: usize) -> Option<[u8; 8]> {
-    bytes.get(offset..)?.first_chunk().copied()
-}
-
-fn labelled([length, key, class]: &[Option<Sum>; 3], bytes: &[u8]) -> Verdict {
-    let value = |sum: &Option<Sum>| sum.as_ref().map(|sum| low(sum.of(bytes)));
-    let result = value(length).unwrap_or(0).cast_signed();
+fn labelled(result: u32, key: Option<u32>, class: Option<u32>, have: usize) -> Verdict {
+    let result = result.cast_signed();
     if result <= 0 {
-        return Verdict::from_kernel(result, bytes.len());
+        return Verdict::from_kernel(result, have);
     }
     let mut frame = Frame::new(result.unsigned_abs().into());
-    frame.key = value(key);
-    frame.class = value(class).map_or(0, crate::program::class);
+    frame.key = key;
+    frame.class = class.map_or(0, crate::program::class);
     Verdict::Message(frame)
 }
 
@@ -469,8 +273,12 @@ impl Sum {
 
     /// If it is a single piece of the message.
     pub(crate) fn single(number: &Number) -> Option<Self> {
-        let is_single = |sum: &Self| sum.is_single() && sum.first.source != Source::Len;
+        let is_single = |sum: &Self| sum.is_single() && !sum.first.is_of_len;
         Self::new(number).filter(|sum| is_single(sum) && !number.half)
+    }
+
+    fn is_constant(&self) -> bool {
+        self.more.is_empty() && self.first == Piece::nothing()
     }
 
     fn is_single(&self) -> bool {
@@ -480,14 +288,7 @@ impl Sum {
     /// The same as [`of`](Self::of), if it is a single piece of which all 8 bytes are there.
     #[inline(always)]
     pub(crate) fn of_word(&self, bytes: &[u8]) -> Option<u64> {
-        let piece = &self.first;
-        let word = word(bytes, piece.offset)?;
-        let word = match piece.source {
-            Source::Big => u64::from_be_bytes(word),
-            _ => u64::from_le_bytes(word),
-        };
-        let piece = (word & piece.mask) >> (piece.right & 63) << (piece.left & 63);
-        Some(piece.wrapping_add(self.bias))
+        Some(self.first.word.of(bytes)?.wrapping_add(self.bias))
     }
 
     #[inline]
@@ -503,22 +304,8 @@ impl Sum {
 /// The pieces that a row of bits is made of.
 fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
     let pieces = fields(bits)?.into_iter().map(|field| Piece {
-        source: match field.order {
-            Order::Big => Source::Big,
-            Order::Little => Source::Little,
-            Order::Len => Source::Len,
-        },
-        // A word that begins with the field: in network order it stands at the top.
-        mask: match field.order {
-            Order::Big => field.mask << (64 - 8 * field.width),
-            _ => field.mask,
-        },
-        right: match field.order {
-            Order::Big => 64 - 8 * field.width + field.right,
-            _ => field.right,
-        },
-        offset: field.offset,
-        left: field.left,
+        word: Word::new(&field),
+        is_of_len: field.order == Order::Len,
         then: Vec::new(),
     });
     Some(pieces.collect())
@@ -526,45 +313,22 @@ fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
 
 impl Piece {
     /// A piece that is always 0.
-    fn nothing() -> Self {
+    const fn nothing() -> Self {
         Self {
-            source: Source::Len,
-            offset: 0,
-            mask: 0,
-            right: 0,
-            left: 0,
+            word: Word::nothing(),
+            is_of_len: true,
             then: Vec::new(),
         }
     }
 
     #[inline(always)]
     fn of(&self, bytes: &[u8]) -> u64 {
-        let word = match self.source {
-            Source::Len => u32::try_from(bytes.len()).unwrap_or(u32::MAX).into(),
-            source => {
-                let word = match word(bytes, self.offset) {
-                    Some(word) => word,
-                    None => last_bytes(bytes, self.offset),
-                };
-                match source {
-                    Source::Big => u64::from_be_bytes(word),
-                    _ => u64::from_le_bytes(word),
-                }
-            }
+        let piece = if self.is_of_len {
+            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            self.word.of_number(len.into())
+        } else {
+            self.word.of_all(bytes)
         };
-        // Both are below 64, which the compiler does not know.
-        let piece = (word & self.mask) >> (self.right & 63) << (self.left & 63);
         changed(piece, &self.then)
     }
-}
-
-/// A word of which not all bytes are there; those that count are.
-#[cold]
-#[inline(never)]
-fn last_bytes(bytes: &[u8], offset: usize) -> [u8; 8] {
-    let mut word = [0; 8];
-    for (to, from) in word.iter_mut().zip(bytes.get(offset..).unwrap_or(&[])) {
-        *to = *from;
-    }
-    word
 }
