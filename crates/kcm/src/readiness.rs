@@ -18,8 +18,8 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -67,6 +67,9 @@ impl Readiness {
     /// Something is ready, and perhaps no thread is awake to take it: tells a socket that sleeps in
     /// its event loop. One that was told before passes on what it does not take.
     pub(crate) fn offer(&self, mux: &Mux) {
+        // SYNC: with `offer_rest`: a socket that found a message sees what was made ready, or is not
+        // seen as one that sleeps.
+        fence(Ordering::SeqCst);
         let may = |socket: &SocketState| socket.poll.is_polled() && !socket.is_receive_disabled();
         if !self.ring.is_led() {
             // Nobody looks whether one that is told comes.
@@ -80,7 +83,7 @@ impl Readiness {
         let sleeps = mux
             .find_socket(|socket| may(socket) && socket.poll.is_idle())
             // One that has taken a message when no other was polled yet may sleep, too.
-            .or_else(|| mux.find_socket(|socket| may(socket) && !socket.poll.rings()));
+            .or_else(|| mux.find_socket(|socket| may(socket) && !*socket.poll.rings()));
         if let Some(socket) = sleeps {
             socket.poll.ring();
         }
@@ -88,7 +91,12 @@ impl Readiness {
 
     /// As above, if something is.
     pub(crate) fn offer_rest(&self, mux: &Mux) {
-        if self.polled() > 0 && mux.hub.ready() > 0 {
+        if self.polled() == 0 {
+            return;
+        }
+        // SYNC: with `offer`, after this socket was noted as one that does not sleep.
+        fence(Ordering::SeqCst);
+        if mux.hub.ready() > 0 {
             self.offer(mux);
         }
     }
@@ -137,7 +145,9 @@ impl Readiness {
 pub(crate) struct Poll {
     epoll: OwnedFd,
     bell: OwnedFd,
-    rings: AtomicBool,
+    /// Whether the bell rings; changes together with it. (An atomic beside it once said so of a bell
+    /// that had just been silenced, for ever.)
+    rings: Mutex<bool>,
     /// Somebody asked for the descriptor.
     polled: OnceLock<()>,
     /// Polled, and its last receive found nothing.
@@ -154,7 +164,7 @@ impl Poll {
         Ok(Self {
             epoll,
             bell,
-            rings: AtomicBool::new(false),
+            rings: Mutex::new(false),
             polled: OnceLock::new(),
             idle: AtomicBool::new(false),
             writable: OnceLock::new(),
@@ -209,20 +219,22 @@ impl Poll {
         self.idle.load(Ordering::SeqCst)
     }
 
-    fn rings(&self) -> bool {
-        self.rings.load(Ordering::SeqCst)
+    fn rings(&self) -> MutexGuard<'_, bool> {
+        self.rings.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Makes the descriptor readable.
     pub(crate) fn ring(&self) {
-        if !self.rings.swap(true, Ordering::SeqCst) {
+        let mut rings = self.rings();
+        if !std::mem::replace(&mut *rings, true) {
             // Its counter is 0 or 1: it takes one more.
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
     }
 
     fn hush(&self) {
-        if self.rings.swap(false, Ordering::SeqCst) {
+        let mut rings = self.rings();
+        if std::mem::replace(&mut *rings, false) {
             let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         }
     }
