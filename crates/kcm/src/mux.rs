@@ -417,6 +417,16 @@ impl Mux {
         sockets.get(index).cloned()
     }
 
+    /// The first socket of which this holds.
+    pub(crate) fn find_socket(
+        &self,
+        holds: impl Fn(&SocketState) -> bool,
+    ) -> Option<Arc<SocketState>> {
+        let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
+        let found = sockets.iter().find(|(_, socket)| holds(socket))?;
+        Some(found.1.clone())
+    }
+
     pub(crate) fn all_sockets(&self) -> Vec<Arc<SocketState>> {
         let sockets = self.sockets.read().unwrap_or_else(|e| e.into_inner());
         sockets.iter().map(|(_, socket)| socket.clone()).collect()

@@ -5,14 +5,21 @@
 //! descriptor, the multiplexor's epoll, which is readable when something has happened on a
 //! connection. So it polls readable when a message can be taken, and early at most once for each
 //! arrival: bytes that do not complete a message are read by the first `recv` that finds them, and
-//! with that the multiplexor's epoll falls silent. Of several such sockets only one is woken by an
-//! arrival (`ring.rs`).
+//! with that the multiplexor's epoll falls silent.
+//!
+//! Of several such sockets only one is woken by an arrival (`ring.rs`), or by what became ready
+//! otherwise ([`Readiness::offer`]), and passes on what it does not take. It has to be one that sleeps,
+//! which nobody sees from outside: a loop that takes one message at a time is at work, or asleep after
+//! that. So where there are several, and where others wait until a socket asks again (order, keys), the
+//! bell goes on ringing after a message. The loop comes once more, without having slept, and if it finds
+//! nothing it is known to sleep. Every polled socket then sleeps and is known to, or will look. (To wake
+//! all that might sleep, instead: 1.9 context switches a message with eight loops.)
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -57,14 +64,40 @@ impl Readiness {
         self.polled.load(Ordering::SeqCst)
     }
 
-    /// Something is ready, and perhaps no thread is awake to take it: tells a socket that is
-    /// idle in its event loop.
+    /// Something is ready, and perhaps no thread is awake to take it: tells a socket that sleeps in
+    /// its event loop. One that was told before passes on what it does not take.
     pub(crate) fn offer(&self, mux: &Mux) {
-        for socket in mux.all_sockets() {
-            if socket.poll.is_idle() && !socket.is_receive_disabled() {
-                socket.poll.ring();
-                return;
+        // SYNC: with `offer_rest`: a socket that found a message sees what was made ready, or is not
+        // seen as one that sleeps.
+        fence(Ordering::SeqCst);
+        let may = |socket: &SocketState| socket.poll.is_polled() && !socket.is_receive_disabled();
+        if !self.ring.is_led() {
+            // Nobody looks whether one that is told comes.
+            for socket in mux.all_sockets() {
+                if may(&socket) {
+                    socket.poll.ring();
+                }
             }
+            return;
+        }
+        let sleeps = mux
+            .find_socket(|socket| may(socket) && socket.poll.is_idle())
+            // One that has taken a message when no other was polled yet may sleep, too.
+            .or_else(|| mux.find_socket(|socket| may(socket) && !*socket.poll.rings()));
+        if let Some(socket) = sleeps {
+            socket.poll.ring();
+        }
+    }
+
+    /// As above, if something is.
+    pub(crate) fn offer_rest(&self, mux: &Mux) {
+        if self.polled() == 0 {
+            return;
+        }
+        // SYNC: with `offer`, after this socket was noted as one that does not sleep.
+        fence(Ordering::SeqCst);
+        if mux.hub.ready() > 0 {
+            self.offer(mux);
         }
     }
 
@@ -112,7 +145,9 @@ impl Readiness {
 pub(crate) struct Poll {
     epoll: OwnedFd,
     bell: OwnedFd,
-    rings: AtomicBool,
+    /// Whether the bell rings; changes together with it. (An atomic beside it once said so of a bell
+    /// that had just been silenced, for ever.)
+    rings: Mutex<bool>,
     /// Somebody asked for the descriptor.
     polled: OnceLock<()>,
     /// Polled, and its last receive found nothing.
@@ -129,7 +164,7 @@ impl Poll {
         Ok(Self {
             epoll,
             bell,
-            rings: AtomicBool::new(false),
+            rings: Mutex::new(false),
             polled: OnceLock::new(),
             idle: AtomicBool::new(false),
             writable: OnceLock::new(),
@@ -184,37 +219,51 @@ impl Poll {
         self.idle.load(Ordering::SeqCst)
     }
 
+    fn rings(&self) -> MutexGuard<'_, bool> {
+        self.rings.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     /// Makes the descriptor readable.
     pub(crate) fn ring(&self) {
-        if !self.rings.swap(true, Ordering::SeqCst) {
+        let mut rings = self.rings();
+        if !std::mem::replace(&mut *rings, true) {
             // Its counter is 0 or 1: it takes one more.
             let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
     }
 
     fn hush(&self) {
-        if self.rings.swap(false, Ordering::SeqCst) {
+        let mut rings = self.rings();
+        if std::mem::replace(&mut *rings, false) {
             let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         }
     }
 
-    /// A receive on a polled socket is over.
+    /// A receive on a polled socket is over. `again`: it has more in hand, or what others wait for.
     pub(crate) fn after_recv(
         &self,
         mux: &Arc<Mux>,
         socket: &SocketState,
         found: bool,
-        has_messages: bool,
+        again: bool,
     ) {
-        if !self.is_polled() {
+        let ring = &mux.readiness.ring;
+        if socket.is_receive_disabled() && !mux.is_closed() {
+            self.idle.store(false, Ordering::SeqCst);
+            ring.stand_aside(mux.watch.epoll(), socket.index);
+            if again {
+                self.ring();
+            } else {
+                self.hush();
+            }
             return;
         }
         self.idle.store(!found, Ordering::SeqCst);
-        let ring = &mux.readiness.ring;
         if ring.after_recv(mux.watch.epoll(), socket.index, found) {
             background::get().look_at_ring(mux);
         }
-        if has_messages || mux.has_for(socket) || mux.is_closed() {
+        let again = again || (found && mux.readiness.polled() > 1);
+        if again || mux.has_for(socket) || mux.is_closed() {
             self.ring();
             return;
         }
@@ -231,6 +280,8 @@ impl Poll {
             mux.readiness.ring.leave(mux.watch.epoll(), socket.index);
             self.idle.store(false, Ordering::SeqCst);
             mux.readiness.polled.fetch_sub(1, Ordering::SeqCst);
+            // It may have been told of it.
+            mux.readiness.offer_rest(mux);
         }
     }
 
@@ -287,10 +338,12 @@ impl Writable {
 }
 
 impl Mux {
-    /// The background thread looks whether arrivals are hidden; whether to look again.
+    /// The background thread looks whether messages are hidden behind a loop that does not come;
+    /// whether to look again.
     pub(crate) fn look_at_ring(&self) -> bool {
         let epoll = self.watch.epoll();
-        self.readiness.ring.look(epoll, || is_readable(epoll))
+        let waits = || self.hub.ready() > 0 || is_readable(epoll);
+        self.readiness.ring.look(epoll, waits)
     }
 
     /// Whether something is ready that this socket could take.

@@ -8,9 +8,9 @@
 //!
 //! A leader that is idle and yet does not come (its loop is stuck in something else) would hide
 //! arrivals from the others. So a loop follows (has its entry disabled) only once it has shown that
-//! it answers, and the background thread looks now and then: if something has arrived and the leader
-//! did not come, all are enabled again. It also does that when nothing happens for a while, and then
-//! sleeps itself.
+//! it answers, and the background thread looks now and then: if something has arrived, or is ready, and
+//! the leader did not come, all are enabled again and told. It also enables all when nothing happens for
+//! a while, and then sleeps itself.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -38,6 +38,9 @@ pub(crate) trait Polled {
     /// Whether arrivals wake its loop from now on, also those that are there; false when the system
     /// refused the change.
     fn enable(&self, arrivals: &Self::Arrivals, enabled: bool) -> bool;
+
+    /// Wakes its loop, whether something has arrived or not.
+    fn wake(&self);
 }
 
 pub(crate) struct Ring<P>(Mutex<State<P>>);
@@ -52,7 +55,7 @@ struct State<P> {
     busy: bool,
     looking: bool,
     idle_looks: u32,
-    /// The last look saw an arrival that the leader had not come for.
+    /// The last look saw something that the leader had not come for.
     hidden_before: bool,
 }
 
@@ -80,6 +83,11 @@ impl<P: Polled> Ring<P> {
         lock(&self.0)
     }
 
+    /// Whether one loop is told for all, and somebody looks whether it comes.
+    pub(crate) fn is_led(&self) -> bool {
+        self.lock().leader.is_some()
+    }
+
     /// A socket is polled from now on; its entry is enabled.
     pub(crate) fn join(&self, socket: P) {
         self.lock().members.push(Member {
@@ -100,6 +108,17 @@ impl<P: Polled> Ring<P> {
         }
     }
 
+    /// It is to be given nothing, until a receive on it is over again: it does not wake for arrivals.
+    pub(crate) fn stand_aside(&self, arrivals: &P::Arrivals, index: usize) {
+        let mut state = self.lock();
+        if let Some(place) = state.place(index) {
+            if state.leader == Some(index) {
+                state.enable_all(arrivals);
+            }
+            state.enable(place, false, arrivals);
+        }
+    }
+
     /// A receive on this socket is over; `found`: it has work now, and another is to lead. True:
     /// the caller is to see that somebody begins to [`Ring::look`].
     #[must_use]
@@ -110,6 +129,7 @@ impl<P: Polled> Ring<P> {
         };
         state.busy = true;
         if state.members.len() < 2 {
+            state.enable(place, true, arrivals);
             return false;
         }
         state.members[place].answers = true;
@@ -132,9 +152,8 @@ impl<P: Polled> Ring<P> {
         begins
     }
 
-    /// The background thread looks; `arrived`: something is there to be received. Whether to look
-    /// again.
-    pub(crate) fn look(&self, arrivals: &P::Arrivals, arrived: impl FnOnce() -> bool) -> bool {
+    /// The background thread looks; `waits`: something is there to be received. Whether to look again.
+    pub(crate) fn look(&self, arrivals: &P::Arrivals, waits: impl FnOnce() -> bool) -> bool {
         let mut state = self.lock();
         let came = std::mem::take(&mut state.leader_came);
         if std::mem::take(&mut state.busy) {
@@ -144,11 +163,15 @@ impl<P: Polled> Ring<P> {
         }
         let idle = state.idle_looks >= IDLE_LOOKS;
         // Twice: what has arrived just before this look is no sign of anything.
-        let hidden = !came && arrived();
+        let hidden = !came && waits();
         let stuck = hidden && state.hidden_before;
         state.hidden_before = hidden;
         if idle || stuck {
             state.enable_all(arrivals);
+        }
+        if stuck {
+            // What is ready has left the multiplexor's epoll.
+            state.members.iter().for_each(|member| member.socket.wake());
         }
         state.looking = !idle;
         !idle
@@ -216,6 +239,10 @@ impl Polled for std::sync::Arc<SocketState> {
 
     fn enable(&self, arrivals: &OwnedFd, enabled: bool) -> bool {
         self.poll.enable(arrivals, enabled)
+    }
+
+    fn wake(&self) {
+        self.poll.ring();
     }
 }
 

@@ -49,6 +49,8 @@ impl Polled for Arc<Loop> {
         arrivals.changed.notify_all();
         true
     }
+
+    fn wake(&self) {}
 }
 
 struct Shared {

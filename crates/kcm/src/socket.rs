@@ -305,10 +305,11 @@ impl Socket {
             .store(disabled, Ordering::Relaxed);
         if disabled {
             self.mux.revoke_lease_from(&self.state);
-        } else {
-            self.state
-                .poll
-                .after_recv(&self.mux, &self.state, false, false);
+        }
+        self.after_recv(false);
+        if disabled {
+            // It may have been told of what is ready.
+            self.mux.readiness.offer_rest(&self.mux);
         }
     }
 
@@ -324,13 +325,14 @@ impl Socket {
 /// Polls readable (`EPOLLIN`) when a message can be taken, in an event loop of the caller's: level-
 /// or edge-triggered, with poll, epoll, or an async runtime. Make the socket non-blocking. After
 /// a receive that said `EAGAIN` it is readable again only when more bytes have come, and at most
-/// once for each arrival when these do not complete a message. The descriptor is the socket's:
-/// only poll it.
+/// once for each arrival when these do not complete a message. After a receive that gave a message it
+/// may be readable once more though there is no other: where several sockets are polled, or others wait
+/// until this one asks again. The descriptor is the socket's: only poll it.
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.state
             .poll
-            .fd(&self.mux, &self.state, self.has_messages())
+            .fd(&self.mux, &self.state, self.must_ask_again())
     }
 }
 

@@ -111,6 +111,10 @@ pub(crate) struct Figures {
 
 /// Verifies a linked program.
 pub(crate) fn verify(insns: &[Insn]) -> Result<Verified, Rejection> {
+    check(insns).map_err(|rejection| rejection.of(insns))
+}
+
+fn check(insns: &[Insn]) -> Result<Verified, Rejection> {
     if insns.is_empty() {
         return Err(Rejection::whole(Reason::NoExit));
     }

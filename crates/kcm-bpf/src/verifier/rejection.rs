@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::Insn;
 use crate::insn::op;
 use crate::verifier::helpers;
 
@@ -14,12 +15,13 @@ use crate::verifier::helpers;
 /// assert_eq!(rejection.index(), Some(0));
 /// assert_eq!(
 ///     rejection.to_string(),
-///     "instruction 0: register r0 is read, but nothing was put into it on this path (r1=ctx r10=fp)"
+///     "instruction 0, `exit`: register r0 is read, but nothing was put into it on this path (r1=ctx r10=fp)"
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     index: Option<usize>,
+    insn: Option<Insn>,
     reason: Reason,
     registers: String,
 }
@@ -30,6 +32,12 @@ impl Rejection {
     #[must_use]
     pub const fn index(&self) -> Option<usize> {
         self.index
+    }
+
+    /// The instruction itself.
+    #[must_use]
+    pub const fn insn(&self) -> Option<Insn> {
+        self.insn
     }
 
     /// What is wrong with it.
@@ -48,6 +56,7 @@ impl Rejection {
     pub(crate) const fn at(index: usize, reason: Reason) -> Self {
         Self {
             index: Some(index),
+            insn: None,
             reason,
             registers: String::new(),
         }
@@ -56,9 +65,16 @@ impl Rejection {
     pub(crate) const fn whole(reason: Reason) -> Self {
         Self {
             index: None,
+            insn: None,
             reason,
             registers: String::new(),
         }
+    }
+
+    /// As one of this program.
+    pub(crate) fn of(mut self, program: &[Insn]) -> Self {
+        self.insn = self.index.and_then(|index| program.get(index).copied());
+        self
     }
 
     pub(crate) fn with_registers(mut self, registers: String) -> Self {
@@ -70,7 +86,11 @@ impl Rejection {
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(index) = self.index {
-            write!(f, "instruction {index}: ")?;
+            write!(f, "instruction {index}")?;
+            if let Some(insn) = self.insn {
+                write!(f, ", `{insn}`")?;
+            }
+            write!(f, ": ")?;
         }
         self.reason.fmt(f)?;
         if !self.registers.is_empty() {

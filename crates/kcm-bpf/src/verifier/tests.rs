@@ -472,7 +472,7 @@ fn a_rejection_shows_the_registers() {
     let text = verify(&insns).expect_err("no pointer").to_string();
     assert_eq!(
         text,
-        "instruction 3: memory is accessed through r0, a number \
+        "instruction 3, `r3 = *(u8 *)(r0 + 0)`: memory is accessed through r0, a number \
          (r0=0..255 r6=ctx r10=fp fp-16=0..255)"
     );
 }

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 
 use super::listen::Address;
 use crate::{
@@ -74,7 +74,8 @@ pub(crate) struct ServeOptions {
     pub(crate) worker_deadline: Option<Duration>,
 
     /// Connections at once; others wait until one ends
-    #[arg(long, value_name = "N", default_value_t = kcm::DEFAULT_MAX_CONNECTIONS)]
+    #[arg(long, value_name = "N", default_value_t = kcm::DEFAULT_MAX_CONNECTIONS,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,
 
     /// Memory for messages received, and as much again for replies that clients have not read. Where

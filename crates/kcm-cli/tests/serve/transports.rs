@@ -151,6 +151,15 @@ fn the_longest_message_is_what_a_datagram_carries() {
 }
 
 #[test]
+fn a_server_for_nobody_is_refused() {
+    let command = "--listen 127.0.0.1:0 --framing u32be+4 --max-connections 0 -- cat";
+    let refused = usage(&command.split(' ').collect::<Vec<_>>());
+    assert_eq!(refused.status.code(), Some(2));
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(why.contains("--max-connections"), "{why}");
+}
+
+#[test]
 fn messages_longer_than_a_datagram_need_a_stream() {
     let refused = usage(&[
         "--listen",

@@ -326,17 +326,29 @@ impl Socket {
         }
     }
 
-    /// Keeps the descriptor true to what is there.
+    /// Keeps the descriptors true to what is there.
     pub(super) fn after_recv(&self, found: bool) {
+        let readiness = &self.mux.readiness;
+        if readiness.polled() == 0 {
+            return;
+        }
         if self.state.poll.is_polled() {
-            self.state
-                .poll
-                .after_recv(&self.mux, &self.state, found, self.has_messages());
+            let again = self.must_ask_again();
+            (self.state.poll).after_recv(&self.mux, &self.state, found, again);
+        }
+        if found {
+            // It is busy now, and what came together with this message is for others.
+            readiness.offer_rest(&self.mux);
         }
     }
 
-    pub(super) fn has_messages(&self) -> bool {
-        self.hand.is_some() || !self.granted.is_empty() || self.partial.is_some()
+    /// Whether this socket has messages in hand, or something that others wait for until it asks again.
+    pub(super) fn must_ask_again(&self) -> bool {
+        self.hand.is_some()
+            || !self.granted.is_empty()
+            || self.partial.is_some()
+            || self.ordered.is_some()
+            || self.keyed
     }
 }
 
