@@ -100,6 +100,25 @@ fn after_a_message_of_what_comes_without_bytes() {
     });
 }
 
+/// A thread that walks through a burst keeps the rest from nobody who begins to poll.
+#[test]
+fn of_the_rest_of_a_burst_that_another_has_begun() {
+    bounded(20, || {
+        let mux = mux();
+        let (ours, peer) = tcp_pair();
+        let look = ours.try_clone().expect("dup");
+        mux.attach(ours).expect("attached");
+        let mut walking = mux.socket().expect("a socket");
+        let all = [1, 2, 3].map(|number| numbered(1, number, 30));
+        write(&peer, &all.concat());
+        wait_arrived(&look, 90);
+        assert_eq!(number_of(&soon(&mut walking)), (1, 1));
+        let mut polling = Turns::new(&mux);
+        assert_eq!(polling.told(), (1, 2));
+        assert_eq!(polling.told(), (1, 3));
+    });
+}
+
 /// The rest of a burst on an ordered connection waits until the socket asks again, which it does when
 /// it is told to.
 #[test]
