@@ -176,7 +176,7 @@ impl Poll {
         &self,
         mux: &Mux,
         socket: &Arc<SocketState>,
-        has_messages: bool,
+        must_ask_again: bool,
     ) -> BorrowedFd<'_> {
         self.polled.get_or_init(|| {
             self.idle.store(true, Ordering::SeqCst);
@@ -187,8 +187,11 @@ impl Poll {
             let nested = epoll::add(&self.epoll, mux.watch.epoll(), data, epoll::EventFlags::IN);
             mux.readiness.ring.join(socket.clone());
             mux.bring_watcher_back();
-            if has_messages
+            if must_ask_again
                 || mux.has_for(socket)
+                // What another walks through is for who asks. (With several sockets no walk begins
+                // from now on.)
+                || mux.leases.load(Ordering::SeqCst) > 0
                 || mux.is_closed()
                 || !registered
                 || nested.is_err()

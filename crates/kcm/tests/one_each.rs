@@ -100,6 +100,25 @@ fn after_a_message_of_what_comes_without_bytes() {
     });
 }
 
+/// A thread that walks through a burst keeps the rest from nobody who begins to poll.
+#[test]
+fn of_the_rest_of_a_burst_that_another_has_begun() {
+    bounded(20, || {
+        let mux = mux();
+        let (ours, peer) = tcp_pair();
+        let look = ours.try_clone().expect("dup");
+        mux.attach(ours).expect("attached");
+        let mut walking = mux.socket().expect("a socket");
+        let all = [1, 2, 3].map(|number| numbered(1, number, 30));
+        write(&peer, &all.concat());
+        wait_arrived(&look, 90);
+        assert_eq!(number_of(&soon(&mut walking)), (1, 1));
+        let mut polling = Turns::new(&mux);
+        assert_eq!(polling.told(), (1, 2));
+        assert_eq!(polling.told(), (1, 3));
+    });
+}
+
 /// The rest of a burst on an ordered connection waits until the socket asks again, which it does when
 /// it is told to.
 #[test]
@@ -227,7 +246,7 @@ fn the_other_loop_when_one_that_was_told_leaves() {
 fn the_other_loop_when_one_that_was_told_does_not_come() {
     bounded(20, || {
         for settled in [false, true] {
-            for busy in 0..2 {
+            for other in 0..2 {
                 let mux = mux();
                 let mut loops = [Turns::new(&mux), Turns::new(&mux)];
                 if settled {
@@ -236,9 +255,9 @@ fn the_other_loop_when_one_that_was_told_does_not_come() {
                     });
                 }
                 let (ours, _peer) = tcp_pair();
-                mux.attach_with(ours, framing(), &numbered(1, busy, 30))
+                mux.attach_with(ours, framing(), &numbered(1, 7, 30))
                     .expect("attached");
-                assert_eq!(loops[1 - busy as usize].told(), (1, busy));
+                assert_eq!(loops[other].told(), (1, 7));
             }
         }
     });

@@ -38,8 +38,6 @@ pub(crate) struct Sock {
     peeked: Option<(ConnectionId, Vec<u8>)>,
     disabled: bool,
     polled: bool,
-    /// Its last receive found nothing.
-    idle: bool,
     /// What the model said when it asked for the message that it has looked at, or read in part.
     asked: Asked,
     /// A message of which a part was sent.
@@ -139,7 +137,6 @@ impl Actor {
             peeked: None,
             disabled: false,
             polled,
-            idle: false,
             asked: Asked::default(),
             unfinished: None,
         });
@@ -222,23 +219,22 @@ impl Actor {
         }
     }
 
-    /// When everybody who polls is idle and no descriptor tells of a message, there is none. (Of
+    /// When no descriptor tells of a message, there is none, whatever the last receives found. (Of
     /// several, only one need tell.)
     fn look(&mut self) {
         if self.world.setup.threads > 1 {
             return;
         }
-        let polled: Vec<_> = self.sockets.iter().filter(|sock| sock.polled).collect();
-        let readable = |sock: &&Sock| {
+        let readable = |sock: &Sock| {
             let mut fds = [PollFd::from_borrowed_fd(sock.socket.as_fd(), PollFlags::IN)];
             poll(&mut fds, Some(&Timespec::default())).expect("poll") > 0
         };
-        let idle = polled.iter().all(|sock| sock.idle && !sock.disabled);
-        if polled.is_empty() || !idle || polled.iter().any(readable) {
+        if (self.sockets.iter()).any(|sock| sock.polled && readable(sock)) {
             return;
         }
         for one in 0..self.sockets.len() {
-            if self.sockets[one].polled && self.receive_somehow(one, true) == Got::Some {
+            let polled = self.sockets[one].polled && !self.sockets[one].disabled;
+            if polled && self.receive_somehow(one, true) == Got::Some {
                 panic!("socket {one} had a message that no descriptor told of");
             }
         }
@@ -256,7 +252,7 @@ impl Actor {
             .set_nonblocking(nonblocking)
             .expect("as it was told");
         let asked = sock.ask(&self.world);
-        let got = match self.random.below(4) {
+        match self.random.below(4) {
             0 => self.receive_into(one, asked),
             1 => self.receive_batch(one, asked),
             _ => match self.sockets[one].socket.recv() {
@@ -267,9 +263,7 @@ impl Actor {
                 }
                 Err(error) => self.nothing(one, &error),
             },
-        };
-        self.sockets[one].idle = got == Got::Nothing;
-        got
+        }
     }
 
     fn nothing(&self, one: usize, error: &Error) -> Got {
@@ -395,7 +389,6 @@ impl Actor {
         sock.ask(&self.world);
         match sock.socket.peek() {
             Ok(message) => {
-                sock.idle = false;
                 let seen = (message.connection(), message.to_vec());
                 // (Of one that was read in part, it is the rest.)
                 if sock.part.is_none() {
