@@ -89,42 +89,43 @@ fn closing_sends_everybody_home() {
     assert_eq!(hub.try_turn(), Turn::Closed);
 }
 
-/// In a crowd nobody is woken for what is ready; the deputy looks after it once the others take
-/// nothing any more, and so it does when there is a watcher.
+/// Whoever makes room is the deputy, and looks once the others take nothing any more; so it does when
+/// there is a watcher.
 #[test]
 fn the_deputy_looks_for_what_a_crowd_has_left_behind() {
     let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
     assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);
-    let other = {
-        let hub = hub.clone();
-        thread::spawn(move || {
-            let parker = Parker::new();
-            hub.make_room(&parker, soon(), || ());
-            hub.turn(&parker, soon())
-        })
-    };
-    while lock(&hub.state).parked.is_empty() {
-        thread::yield_now();
-    }
-    assert_eq!(other.join().unwrap(), Turn::Called);
+    let parker = Parker::new();
+    hub.make_room(&parker, soon(), || ());
+    assert_eq!(hub.turn(&parker, soon()), Turn::Called);
     assert!(!hub.is_crowded());
 }
 
 #[test]
 fn in_a_crowd_a_rest_is_left_to_those_at_work() {
-    let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
-    let other = {
-        let hub = hub.clone();
-        thread::spawn(move || hub.make_room(&Parker::new(), soon(), || ()))
+    let hub: Hub<u32> = Hub::new();
+    let sleeps = Parker::new();
+    let wakes = |hub: &Hub<u32>| std::mem::take(&mut lock(&hub.state).waking);
+    let park = |deputy: bool| {
+        let mut state = lock(&hub.state);
+        state.parked = vec![sleeps.clone()];
+        state.deputy = deputy.then(|| sleeps.clone());
     };
-    while lock(&hub.state).parked.is_empty() {
-        thread::yield_now();
-    }
+    park(true);
     assert_eq!(hub.push(1), Ok(Kick::None));
-    assert!(!lock(&hub.state).waking, "nobody is woken for it");
+    assert!(wakes(&hub), "no crowd yet");
+
+    lock(&hub.state).crowd.make_room();
+    park(true);
+    assert_eq!(hub.push(2), Ok(Kick::None));
+    assert!(!wakes(&hub), "the deputy looks after it");
+    assert!(hub.is_crowded());
     let _waiting = hub.begin_waiting();
     assert!(hub.lets_walk() && !hub.is_wanted());
     assert_eq!(hub.pop(|_| ()), Some(1));
-    let _ = hub.close();
-    other.join().unwrap();
+    assert!(!wakes(&hub), "nor for the rest");
+
+    park(false);
+    assert_eq!(hub.push(3), Ok(Kick::None));
+    assert!(wakes(&hub), "nobody looks after it");
 }
