@@ -97,6 +97,13 @@ fn after_a_message_of_what_comes_without_bytes() {
         only.settle();
         drop(other);
         assert_eq!(only.told(), (1, 3));
+        only.settle();
+        // A socket that is to be given nothing is told of nothing, until it may have it.
+        only.socket.set_receive_disabled(true);
+        write(&peer, &numbered(1, 4, 30));
+        only.level.assert_idle();
+        only.socket.set_receive_disabled(false);
+        assert_eq!(only.told(), (1, 4));
     });
 }
 
