@@ -55,10 +55,11 @@ const MORE_THAN_THE_KERNEL: &[(&str, &str)] = &[
     ),
 ];
 
-/// We know how wide a packet load is and what comes of a division, and so that some branch is never
-/// taken; the kernel does not, follows it, and may find something there. Few programs are accepted
-/// for this reason.
-const KNOWN_BETTER: &str = "bounds of packet loads and divisions, which the kernel does not follow";
+/// We know how wide a packet load is, and what comes of a division and of a shift by a register that
+/// holds more than the width, and so that some branch is never taken; the kernel does not, follows it,
+/// and may find something there. Few programs are accepted for this reason.
+const KNOWN_BETTER: &str =
+    "bounds of packet loads, divisions and long shifts, which the kernel does not follow";
 
 /// Where the kernel has refused a program.
 #[derive(Clone, Copy)]
@@ -66,6 +67,8 @@ enum Refused {
     At(usize),
     /// It came back to this instruction with nothing changed.
     EndlessLoop(usize),
+    /// Following it takes more instructions than it follows.
+    TooLarge,
 }
 
 impl Refused {
@@ -75,6 +78,9 @@ impl Refused {
             let at = line.strip_prefix("infinite loop detected at insn ")?;
             Some(Self::EndlessLoop(at.parse().ok()?))
         };
+        if log.contains("BPF program is too large") {
+            return Some(Self::TooLarge);
+        }
         let followed = |line: &str| Some(Self::At(line.split_once(": (")?.0.parse().ok()?));
         log.lines()
             .find_map(endless)
@@ -84,32 +90,39 @@ impl Refused {
     /// Whether it is for lack of that knowledge: knowing no more of such results than the kernel, we
     /// refuse this very instruction too. Of an endless loop, each of us finds another instruction.
     fn blindly(self, insns: &[Insn]) -> bool {
-        let (Self::At(at) | Self::EndlessLoop(at)) = self;
+        let at = match self {
+            Self::At(at) | Self::EndlessLoop(at) => at,
+            Self::TooLarge => usize::MAX,
+        };
         let Err(Error::Rejected(rejection)) = Program::verify(blurred(insns, at)) else {
             return false;
         };
         match self {
             Self::At(at) => rejection.index() == Some(at),
+            Self::TooLarge => matches!(rejection.reason(), Reason::TooComplex { .. }),
             Self::EndlessLoop(_) => *rejection.reason() == Reason::EndlessLoop,
         }
     }
 }
 
-/// The program with any number in place of what is loaded from the message or divided, but for the
-/// instruction that is refused.
+/// The program with any number in place of what is loaded from the message, divided, or shifted by a
+/// register, but for the instruction that is refused.
 fn blurred(insns: &[Insn], refused_at: usize) -> Vec<Insn> {
     let mut blurred = insns.to_vec();
     for (at, insn) in blurred.iter_mut().enumerate() {
         let is_load = insn.class() == op::LD && insn.code & 0xe0 != op::IMM;
         let is_division = matches!(insn.class(), op::ALU | op::ALU64)
             && matches!(insn.code & 0xf0, op::DIV | op::MOD);
+        let is_shift = matches!(insn.class(), op::ALU | op::ALU64)
+            && matches!(insn.code & 0xf0, op::LSH | op::RSH | op::ARSH)
+            && insn.code & op::X != 0;
         if at == refused_at {
             continue;
         }
         if is_load {
             // The time: any number, and registers 1 to 5 are gone, as after a load.
             *insn = Insn::decode([op::JMP | op::CALL, 0, 0, 0, 5, 0, 0, 0]);
-        } else if is_division {
+        } else if is_division || is_shift {
             // Any number, too: cb[0] and cb[1].
             *insn = Insn {
                 code: op::LDX | op::MEM | op::DW,

@@ -225,6 +225,19 @@ fn spec(text: &str) -> Option<String> {
     Some(format!("{:?}", framing.native()?))
 }
 
+/// A number that is added to itself again and again: a sum of 2³² parts, if each were kept.
+#[test]
+fn sums_that_double_are_verified_at_once() {
+    let doubled = "7 0 0 0,12 0 0 0,".repeat(32);
+    let text = format!("66,32 0 0 0,{doubled}22 0 0 0");
+    let program = classic::parse_text(&text).expect("a program");
+    let program = Program::verify(classic::to_ebpf(&program).expect("a program")).expect("safe");
+    assert_eq!(program.run(b"\0\0\0\x01", 0).result, 0);
+    let twice = classic::parse_text("4,32 0 0 0,7 0 0 0,12 0 0 0,22 0 0 0").expect("a program");
+    let twice = Program::verify(classic::to_ebpf(&twice).expect("a program")).expect("safe");
+    assert_eq!(twice.run(b"\0\0\0\x03", 0).result, 6);
+}
+
 #[test]
 fn a_plain_length_field_it_is_only_if_every_value_says_so() {
     let insn = |code, imm| Insn {

@@ -42,6 +42,10 @@ pub(super) struct Change {
 /// Most changes of a term. With more of them it is instructions again.
 const MAX_CHANGES: usize = 8;
 
+/// Most terms of a sum. A program that adds a number to itself again and again would double them each
+/// time; those of protocols have two or three.
+const MAX_TERMS: usize = 8;
+
 /// A 64-bit number: the sum of its terms and a constant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Number {
@@ -266,10 +270,10 @@ impl Number {
         };
         match (alu, constant) {
             (Alu::Mov, _) => Some(by.cut(wide)),
-            (Alu::Add, _) => Some(operand(self)?.plus(operand(by)?).cut(wide)),
+            (Alu::Add, _) => Some(operand(self)?.plus(operand(by)?)?.cut(wide)),
             (Alu::Sub, Some(by)) => {
                 let less = Self::constant(by.wrapping_neg());
-                Some(operand(self)?.plus(less).cut(wide))
+                Some(operand(self)?.plus(less)?.cut(wide))
             }
             (Alu::Mul, Some(by)) if by.is_power_of_two() => {
                 let shift = Self::constant(by.trailing_zeros().into());
@@ -354,7 +358,7 @@ impl Number {
         Some(Self::of_bits(extended).cut(wide))
     }
 
-    fn plus(mut self, other: Self) -> Self {
+    fn plus(mut self, other: Self) -> Option<Self> {
         self.bias = self.bias.wrapping_add(other.bias);
         self.half |= other.half;
         for term in other.terms {
@@ -376,7 +380,7 @@ impl Number {
                 None => self.terms.push(term),
             }
         }
-        self
+        (self.terms.len() <= MAX_TERMS).then_some(self)
     }
 
     fn shifted_left(mut self, by: u32) -> Option<Self> {
