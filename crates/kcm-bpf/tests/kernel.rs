@@ -98,7 +98,8 @@ impl Refused {
             return false;
         };
         match self {
-            Self::At(at) => rejection.index() == Some(at),
+            // (Or, on the way there, what root may do there and nobody here.)
+            Self::At(at) => rejection.index() == Some(at) || is_meant(rejection.reason()).is_some(),
             Self::TooLarge => matches!(rejection.reason(), Reason::TooComplex { .. }),
             Self::EndlessLoop(_) => *rejection.reason() == Reason::EndlessLoop,
         }
