@@ -230,10 +230,8 @@ impl Mux {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);
             return None;
         }
-        if !(in_order || self.hub.lets_walk())
-            || self.memory.is_much_used()
-            || (self.readiness.polled() > 0 && self.socket_count() > 1)
-        {
+        let others_poll = || self.readiness.polled() > 0 && self.socket_count() > 1;
+        if !(in_order || self.hub.lets_walk()) || self.memory.is_much_used() || others_poll() {
             return None;
         }
         // Less than one more message is not worth it.
@@ -248,10 +246,11 @@ impl Mux {
             in_order,
         };
         (state.lease).begin(leased.clone(), position, credit_at_start);
-        // SYNC: sequentially consistent with `Hub::begin_waiting` and `Mux::add_psock`: a thread that
-        // begins to wait, or brings a connection, sees the lease, or is seen here.
+        // SYNC: sequentially consistent with `Hub::begin_waiting`, `Mux::add_psock` and `Poll::fd`: a
+        // thread that begins to wait or to poll, or brings a connection, sees the lease, or is seen here.
         self.leases.fetch_add(1, Ordering::SeqCst);
-        if (!in_order && self.hub.is_wanted()) || (alone && self.psock_count() > 1) {
+        let wanted = !in_order && self.hub.is_wanted();
+        if wanted || (alone && self.psock_count() > 1) || others_poll() {
             let given_up = state.lease.end();
             debug_assert!(given_up.is_ok(), "revoked without the lock");
             self.leases.fetch_sub(1, Ordering::SeqCst);
