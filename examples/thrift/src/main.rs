@@ -1,6 +1,6 @@
 //! Serves `store.thrift`.
 
-use std::{io, net::TcpListener};
+use std::{io, net::TcpListener, process::ExitCode};
 
 use clap::Parser;
 use kcm::{EndReason, Error};
@@ -25,9 +25,23 @@ struct Arguments {
     unordered: bool,
 }
 
-fn main() -> io::Result<()> {
-    let arguments = Arguments::parse();
-    let listener = TcpListener::bind(&arguments.address)?;
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("thrift-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> io::Result<()> {
+    let listener = TcpListener::bind(&arguments.address).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("listen on {}: {error}", arguments.address),
+        )
+    })?;
     println!("{}", listener.local_addr()?);
 
     let settings = Settings {

@@ -109,7 +109,7 @@ impl Dispatcher {
         }
         let complete = drain.complete;
         let message = match complete {
-            true => "stopped; nothing was left",
+            true => "stopped; nothing was left in hand",
             false => "stopped; messages or replies were left",
         };
         self.log
