@@ -55,11 +55,12 @@ const MORE_THAN_THE_KERNEL: &[(&str, &str)] = &[
     ),
 ];
 
-/// We know how wide a packet load is, and what comes of a division and of a shift by a register that
-/// holds more than the width, and so that some branch is never taken; the kernel does not, follows it,
+/// We know how wide a packet load is, what comes of a division and of a shift by a register that holds
+/// more than the width, and what is in a part of a word on the stack, and so that some branch is never
+/// taken; the kernel does not, follows it,
 /// and may find something there. Few programs are accepted for this reason.
 const KNOWN_BETTER: &str =
-    "bounds of packet loads, divisions and long shifts, which the kernel does not follow";
+    "packet loads, divisions, long shifts and parts of words, which the kernel does not follow";
 
 /// The same, it seems: but on the branch that is never taken there is first something that root may do,
 /// where we stop. That proves nothing, so it must be next to never.
@@ -114,8 +115,8 @@ impl Refused {
     }
 }
 
-/// The program with any number in place of what is loaded from the message, divided, or shifted by a
-/// register, but for the instruction that is refused.
+/// The program with any number in place of what is loaded from the message or from a part of a word on
+/// the stack, divided, or shifted by a register, but for the instruction that is refused.
 fn blurred(insns: &[Insn], refused_at: usize) -> Vec<Insn> {
     let mut blurred = insns.to_vec();
     for (at, insn) in blurred.iter_mut().enumerate() {
@@ -125,13 +126,14 @@ fn blurred(insns: &[Insn], refused_at: usize) -> Vec<Insn> {
         let is_shift = matches!(insn.class(), op::ALU | op::ALU64)
             && matches!(insn.code & 0xf0, op::LSH | op::RSH | op::ARSH)
             && insn.code & op::X != 0;
+        let is_part = insn.class() == op::LDX && insn.src == op::FP && insn.code & 0x18 != op::DW;
         if at == refused_at {
             continue;
         }
         if is_load {
             // The time: any number, and registers 1 to 5 are gone, as after a load.
             *insn = Insn::decode([op::JMP | op::CALL, 0, 0, 0, 5, 0, 0, 0]);
-        } else if is_division || is_shift {
+        } else if is_division || is_shift || is_part {
             // Any number, too: cb[0] and cb[1].
             *insn = Insn {
                 code: op::LDX | op::MEM | op::DW,
