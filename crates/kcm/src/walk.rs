@@ -133,6 +133,11 @@ impl Hand {
         !self.turn_is_over
     }
 
+    /// Whether it ended for the sake of other connections.
+    pub(crate) fn turn_is_over(&self) -> bool {
+        self.turn_is_over
+    }
+
     /// Messages that were taken.
     pub(crate) fn taken(&self) -> u32 {
         u32::try_from(self.credit_at_start - self.credit.left()).unwrap_or(u32::MAX)

@@ -293,7 +293,11 @@ impl Socket {
     /// are this socket's though somebody else took the rest are granted to it.
     pub(super) fn end_hand(&mut self) -> Option<Arc<Psock>> {
         let hand = self.hand.take()?;
-        self.takes += hand.taken().min(TAKES_OF_A_TURN);
+        self.takes += if hand.turn_is_over() {
+            TAKES_BETWEEN_LOOKS
+        } else {
+            hand.taken().min(TAKES_OF_A_TURN)
+        };
         match hand.end(&self.mux, &self.state) {
             HandEnd::Back(psock) => Some(psock),
             HandEnd::Revoked { messages, ordered } => {
