@@ -88,7 +88,7 @@ pub(crate) struct Hub<T> {
     /// Who is at work has too few processors, so that those who wait are not to be woken
     /// (`crowd.rs`); to be read without the lock.
     crowded: AtomicBool,
-    /// Not a count, as several may count at once.
+    /// Another number after each take; not their count, as several threads may count at once.
     takes: AtomicUsize,
 }
 
@@ -469,7 +469,10 @@ impl<T> Hub<T> {
 
     /// Whether to leave a wake out. The deputy looks after what is left behind.
     fn leaves_out_wake(&self, state: &mut State<T>) -> bool {
-        let left_out = state.deputy.is_some() && state.crowd.leaves_out();
+        if state.deputy.is_none() || !state.crowd.is_there() {
+            return false;
+        }
+        let left_out = state.crowd.leaves_out();
         self.crowded
             .store(state.crowd.is_there(), Ordering::Relaxed);
         left_out

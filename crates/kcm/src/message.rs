@@ -51,7 +51,8 @@ impl Message {
 
     /// As [`Message::reply`], gathered from several pieces.
     pub fn reply_vectored(&self, message: &[IoSlice<'_>]) -> Result<()> {
-        self.reply_within(message, Wait::Forever)
+        let may_wait = self.psock().tx.may_keep_back(message)?;
+        self.reply_within(message, Wait::Forever, may_wait)
     }
 
     /// As [`Message::reply`], but never waits: for a server whose threads shall not stand still
@@ -68,16 +69,16 @@ impl Message {
     fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
         let pieces = [IoSlice::new(message)];
         let psock = self.psock();
-        if psock.tx.may_keep_back(&pieces)? && gather::hold_next(psock, message) {
+        let may_wait = psock.tx.may_keep_back(&pieces)?;
+        if may_wait && gather::hold_next(psock, message) {
             return Ok(());
         }
-        self.reply_within(&pieces, wait)
+        self.reply_within(&pieces, wait, may_wait)
     }
 
     #[inline(never)]
-    fn reply_within(&self, message: &[IoSlice<'_>], wait: Wait) -> Result<()> {
-        let psock = self.psock();
-        if psock.tx.may_keep_back(message)? && gather::hold(psock, message) {
+    fn reply_within(&self, message: &[IoSlice<'_>], wait: Wait, may_wait: bool) -> Result<()> {
+        if may_wait && gather::hold(self.psock(), message) {
             return Ok(());
         }
         self.reply_now(message, wait)
