@@ -40,6 +40,19 @@ impl System {
     }
 }
 
+/// Pushes a message, from outside.
+fn push(hub: &Hub<u32>, system: &System) {
+    if hub.push(1) == Ok(Kick::Watcher) {
+        system.kick();
+    }
+}
+
+fn close(hub: &Hub<u32>, system: &System) {
+    if hub.close().0 == Kick::Watcher {
+        system.kick();
+    }
+}
+
 /// Receives one message, as a socket does.
 fn receive(hub: &Hub<u32>, system: &System) -> bool {
     let parker = Parker::new();
@@ -98,12 +111,8 @@ fn loom_a_push_reaches_whoever_waits() {
                 thread::spawn(move || receive(&hub, &system))
             })
             .collect();
-        if hub.push(1) == Ok(Kick::Watcher) {
-            system.kick();
-        }
-        if hub.close().0 == Kick::Watcher {
-            system.kick();
-        }
+        push(&hub, &system);
+        close(&hub, &system);
         let received = receivers
             .into_iter()
             .filter(|_| true)
@@ -149,8 +158,8 @@ fn loom_a_call_reaches_its_thread_and_leaves_nothing_behind() {
             system.kick();
         }
         let taken = called.join().unwrap();
-        if taken > 0 && hub.close().0 == Kick::Watcher {
-            system.kick();
+        if taken > 0 {
+            close(&hub, &system);
         }
         // Either it got the message first, or the other gets it without further help.
         assert_eq!(other.join().unwrap(), taken == 0);
@@ -172,17 +181,13 @@ fn loom_what_is_given_back_to_make_room_is_found() {
                 let parker = Parker::new();
                 let _waiting = hub.begin_waiting();
                 hub.make_room(&parker, None, || {
-                    if hub.push(1) == Ok(Kick::Watcher) {
-                        system.kick();
-                    }
+                    push(&hub, &system);
                 });
             })
         };
         assert!(receive(&hub, &system));
         // It would wait for the next message now.
-        if hub.close().0 == Kick::Watcher {
-            system.kick();
-        }
+        close(&hub, &system);
         makes_room.join().unwrap();
     });
 }
