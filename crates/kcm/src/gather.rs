@@ -13,6 +13,8 @@
 //! The clock costs 23 ns, as much as two small messages, so it is read only when the pace so far
 //! says that half of the time left may be over.
 //!
+//! A thread that has time to spare sends the first half of the replies ahead (`halves.rs`).
+//!
 //! A thread that breaks its pace (a long job, or it never comes back) leaves replies behind: the
 //! background thread sends what has been kept back for a tick (`background.rs`). For its sake the
 //! replies are under a lock, one that costs the thread itself next to nothing (`biased.rs`).
@@ -20,6 +22,7 @@
 use std::{
     cell::{Cell, OnceCell},
     io::IoSlice,
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +30,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{background, biased::Biased, psock::Psock};
+mod halves;
+
+use crate::{background, biased::Biased, psock::Psock, sys};
+use halves::Halves;
 
 /// The longest that a reply is kept back for the sake of the next ones.
 const HOLD: Duration = Duration::from_micros(200);
@@ -71,6 +77,7 @@ struct Pace {
     held: Cell<bool>,
     /// The last replies came quickly after one another.
     quick: Cell<bool>,
+    halves: Halves,
 }
 
 thread_local! {
@@ -82,19 +89,22 @@ thread_local! {
             look_at: Cell::new(1),
             held: Cell::new(false),
             quick: Cell::new(false),
+            halves: Halves::new(),
         }
     };
     static GATHERED: OnceCell<Arc<Gathered>> = const { OnceCell::new() };
 }
 
-/// This thread walks through a burst of this connection, and has more of it in hand.
-pub(crate) fn begin(psock: &Arc<Psock>) {
+/// This thread walks through a burst of this connection, and has more of it in hand. `alone`: it is
+/// the only one that receives.
+pub(crate) fn begin(psock: &Arc<Psock>, alone: bool) {
     PACE.with(|pace| {
         // A thread may have several sockets: those of another connection go first.
         if pace.held.get() {
             flush(pace);
         }
         pace.restart();
+        pace.halves.begin(alone);
         pace.psock.set(Arc::as_ptr(psock));
     });
 }
@@ -105,6 +115,7 @@ pub(crate) fn end() {
         pace.psock.set(std::ptr::null());
         if pace.held.get() {
             flush(pace);
+            pace.halves.end(Instant::now);
         }
     });
 }
@@ -146,7 +157,7 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
         if pace.psock.get() != Arc::as_ptr(psock) {
             return false;
         }
-        let waits = pace.next();
+        let waits = pace.next(psock);
         if !waits && !pace.held.get() {
             return false;
         }
@@ -318,6 +329,7 @@ fn copy_short(to: &mut [u8], from: &[u8]) {
 
 impl Pace {
     fn restart(&self) {
+        self.halves.note_sent(self.replies.get());
         self.since.set(None);
         self.replies.set(0);
         self.look_at.set(1);
@@ -326,30 +338,38 @@ impl Pace {
 
     /// One more reply; whether it may be kept back.
     #[inline]
-    fn next(&self) -> bool {
+    fn next(&self, psock: &Psock) -> bool {
         let replies = self.replies.get() + 1;
         self.replies.set(replies);
-        replies < self.look_at.get() || self.look(replies)
+        replies < self.look_at.get() || self.look(replies, psock)
     }
 
     #[cold]
     #[inline(never)]
-    fn look(&self, replies: u32) -> bool {
+    fn look(&self, replies: u32, psock: &Psock) -> bool {
         let now = Instant::now();
         let Some(since) = self.since.get() else {
             self.since.set(Some(now));
             self.look_at.set(replies + 1);
+            let is_elsewhere = || {
+                psock
+                    .tx
+                    .carrier()
+                    .is_some_and(|c| sys::peer_is_elsewhere(c.as_fd()))
+            };
+            self.halves.decide(now, is_elsewhere);
             return self.quick.get();
         };
         let age = now - since;
         let quick = age < SLOW * replies;
         self.quick.set(quick);
-        if !quick || age >= HOLD {
+        if !quick || age >= HOLD || self.halves.is_middle(replies, age) {
             return false;
         }
         let pace_ns = age.as_nanos() / u128::from(replies) + 1;
         let more = ((HOLD - age).as_nanos() / pace_ns / 2).clamp(1, 64);
-        self.look_at.set(replies + u32::try_from(more).unwrap_or(1));
+        let next = replies + u32::try_from(more).unwrap_or(1);
+        self.look_at.set(self.halves.ask_at(replies, next));
         true
     }
 }

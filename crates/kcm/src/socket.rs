@@ -264,7 +264,7 @@ impl Socket {
         }
         gather::end();
         if let Some(hand) = &self.hand {
-            gather::begin(&hand.leased().psock);
+            gather::begin(&hand.leased().psock, false);
         }
     }
 

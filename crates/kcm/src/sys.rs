@@ -120,6 +120,15 @@ pub(crate) fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> usize {
     }
 }
 
+/// Whether the last packet came from a peer that another processor works for: on this machine, or by
+/// a network device whose interrupts go there. Not, where the system does not say.
+pub(crate) fn peer_is_elsewhere(fd: BorrowedFd<'_>) -> bool {
+    // (A socket that no packet has come for has -1 there.)
+    let from = sockopt::socket_incoming_cpu(fd).ok();
+    let from = from.and_then(|from| usize::try_from(i32::try_from(from).ok()?).ok());
+    from.is_some_and(|from| from != rustix::thread::sched_getcpu())
+}
+
 /// Makes a descriptor blocking or not; says what it was.
 pub(crate) fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<bool> {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
