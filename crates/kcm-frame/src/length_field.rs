@@ -41,10 +41,11 @@ pub enum Endian {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthField {
-    // `plain`, `unused_bits`, `least` and `span` follow from the other fields; each
+    // `plain_at`, `unused_bits`, `least` and `span` follow from the other fields; each
     // setter makes them anew.
-    /// No arithmetic but a shift and the bias.
-    plain: bool,
+    /// The offset of a *plain* field, one without arithmetic but a shift and the bias; of any other
+    /// beyond all bytes, so that one comparison tells both.
+    plain_at: usize,
     /// Bits by which the field is narrower than 64.
     unused_bits: u32,
     /// The same and the shift, if the field is plain: both are one shift then.
@@ -83,7 +84,7 @@ impl LengthField {
             return Err(FrameError::FieldOffset { offset });
         }
         let field = Self {
-            plain: false,
+            plain_at: usize::MAX,
             unused_bits: 0,
             spare_bits: 0,
             // One byte has no order; equal fields shall compare as equal.
@@ -158,10 +159,8 @@ impl LengthField {
     #[inline(always)]
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
-        // One load for all widths, and two branches that always go the same way.
-        if self.plain
-            && let Some(word) = bytes.get(self.offset..).and_then(<[u8]>::first_chunk)
-        {
+        // One load for all widths, and branches that always go the same way.
+        if let Some(word) = bytes.get(self.plain_at..).and_then(<[u8]>::first_chunk) {
             let value = match self.endian {
                 Endian::Big => u64::from_be_bytes(*word) >> self.spare_bits,
                 Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.spare_bits,
@@ -367,9 +366,10 @@ impl LengthField {
         self.span = most - least;
         #[expect(clippy::cast_possible_truncation, reason = "the width is 1 to 8")]
         let bits = 8 * self.width as u32;
-        self.plain = self.mask == full_mask(self.width) && self.shift < bits && self.scale == 1;
+        let is_plain = self.mask == full_mask(self.width) && self.shift < bits && self.scale == 1;
+        self.plain_at = if is_plain { self.offset } else { usize::MAX };
         self.unused_bits = 64 - bits;
-        self.spare_bits = if self.plain {
+        self.spare_bits = if is_plain {
             self.unused_bits + self.shift
         } else {
             self.unused_bits
