@@ -294,7 +294,12 @@ pub(crate) fn good_program(byte: u32) -> impl Strategy<Value = Vec<SockFilter>> 
                     u16::from(ABS | [W, H, B][usize::from(choice / 64) % 3]),
                     k % 400,
                 ),
-                6..12 => insn(u16::from(IND | [W, H, B][usize::from(choice / 64) % 3]), k),
+                6..12 => {
+                    // The bases of the link and network headers, which a message has not.
+                    let is_base = (0xffe0_0000..0xffff_f000).contains(&k);
+                    let k = if is_base { k % 400 } else { k };
+                    insn(u16::from(IND | [W, H, B][usize::from(choice / 64) % 3]), k)
+                }
                 12 => insn(0x80, 0),
                 13 => insn(0x81, 0),
                 14..16 => insn(0x60, k % 4),
