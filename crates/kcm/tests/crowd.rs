@@ -16,7 +16,6 @@ use std::{
 
 use common::*;
 use kcm::Multiplexor;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The body of a message whose receiver stops, until it is told to go on.
 const STOP: &[u8] = b"stop";
@@ -27,20 +26,6 @@ const WORKERS: usize = 4;
 const CONNECTIONS: usize = 3;
 /// Requests that each of them has under way: a burst, if a short one.
 const UNDER_WAY: usize = 4;
-
-/// Keeps the calling thread on the first processor that it may use.
-fn stay_on_one_processor() {
-    let allowed = sched_getaffinity(None).expect("a set");
-    let first = (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu));
-    let mut one = CpuSet::new();
-    one.set(first.expect("a processor"));
-    sched_setaffinity(None, &one).expect("one of its own");
-}
-
-fn message(body: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(body.len()).expect("short");
-    [&len.to_be_bytes(), body].concat()
-}
 
 /// Threads that answer every message with itself, all on one processor.
 struct Workers {
@@ -54,10 +39,11 @@ impl Workers {
         let builder = Multiplexor::builder(framing()).ordered(ordered);
         let mux = builder.build().expect("a mux");
         let (stops, stopped) = mpsc::channel();
+        let one = processors()[0];
         let threads = (0..WORKERS).map(|_| {
             let (mut socket, stops) = (mux.socket().expect("a socket"), stops.clone());
             thread::spawn(move || {
-                stay_on_one_processor();
+                stay_on(one);
                 while let Ok(message) = socket.recv() {
                     if message.ends_with(STOP) {
                         let (go_on, told) = mpsc::channel();

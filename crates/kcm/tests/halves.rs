@@ -11,31 +11,16 @@ use std::{
 };
 
 use common::*;
-use kcm::Multiplexor;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Requests under way, each burst sent in one write once the one before is answered.
 const UNDER_WAY: usize = 64;
-const MESSAGE: &[u8] = b"\0\0\0\x04ping";
+const BODY: &[u8] = b"ping";
 /// Half of the replies take as long as a send; all of them less, in a debug build too, than replies
 /// wait for one another.
 const WORK: Duration = Duration::from_nanos(200);
 /// Longer than it takes to be idle.
 const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 300;
-
-/// The processors that this test may use.
-fn processors() -> Vec<usize> {
-    let allowed = sched_getaffinity(None).expect("a set");
-    let all = 0..CpuSet::MAX_CPU;
-    all.filter(|&cpu| allowed.is_set(cpu)).collect()
-}
-
-fn stay_on(processor: usize) {
-    let mut one = CpuSet::new();
-    one.set(processor);
-    sched_setaffinity(None, &one).expect("one of its own");
-}
 
 fn spin(time: Duration) {
     let begin = Instant::now();
@@ -46,9 +31,8 @@ fn spin(time: Duration) {
 
 /// In how many of the rounds the first replies came without the last.
 fn rounds_in_parts(server_on: usize, client_on: usize) -> usize {
-    let mux = Multiplexor::builder(framing()).build().expect("a mux");
-    let (client, server) = tcp_pair();
-    mux.attach(server).expect("attached");
+    let mux = mux();
+    let (_, client) = attached(&mux);
     let mut socket = mux.socket().expect("a socket");
     let worker = thread::spawn(move || {
         stay_on(server_on);
@@ -68,7 +52,7 @@ fn rounds_in_parts(server_on: usize, client_on: usize) -> usize {
 }
 
 fn drive(mut client: TcpStream) -> usize {
-    let burst = MESSAGE.repeat(UNDER_WAY);
+    let burst = message(BODY).repeat(UNDER_WAY);
     let mut replies = vec![0; burst.len()];
     let mut in_parts = 0;
     for _ in 0..ROUNDS {

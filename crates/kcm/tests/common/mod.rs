@@ -18,6 +18,7 @@ use std::{
 };
 
 use kcm::{ConnectionEvent, ConnectionId, Error, Framing, Message, Multiplexor, Socket};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// A tenth of a second: enough for what must not happen to have had its chance.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(100);
@@ -142,6 +143,20 @@ pub(crate) fn attached(mux: &Multiplexor) -> (ConnectionId, TcpStream) {
 pub(crate) fn message(body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len()).expect("a short body");
     [&len.to_be_bytes()[..], body].concat()
+}
+
+/// The processors that this process may use.
+pub(crate) fn processors() -> Vec<usize> {
+    let allowed = sched_getaffinity(None).expect("a set");
+    let all = 0..CpuSet::MAX_CPU;
+    all.filter(|&cpu| allowed.is_set(cpu)).collect()
+}
+
+/// Keeps the calling thread on one of them.
+pub(crate) fn stay_on(processor: usize) {
+    let mut one = CpuSet::new();
+    one.set(processor);
+    sched_setaffinity(None, &one).expect("one of its own");
 }
 
 /// Shortest length of [`numbered`].
