@@ -27,7 +27,7 @@ use rustix::{
 use crate::{
     error::Result,
     event::EndReason,
-    gather::Gathered,
+    gather::{Gathered, Ticked},
     mux::{HALF_CLOSE_GRACE, Mux},
     psock::{NO_PARTIAL, Psock},
     ring,
@@ -36,8 +36,12 @@ use crate::{
 };
 
 /// Replies kept back are looked after this often: what a thread gathers it sends itself within
-/// 20 us, unless it has turned to something else.
+/// 200 us, unless it has turned to something else.
 const TICK: Duration = Duration::from_millis(1);
+/// While that goes well, a little less often each time, down to this; once replies had to be sent for
+/// a thread, it is [`TICK`] again. A tick that interrupts a busy thread costs it 10 us, so that those
+/// of a millisecond took 1 % of a server of small requests.
+const LONGEST_TICK: Duration = Duration::from_millis(8);
 /// A thread that has gathered no replies for so many ticks is not looked at any more.
 const IDLE_TICKS: u32 = 50;
 /// A closed stream is looked at again after this, and twice as long each time, up to the other.
@@ -90,6 +94,7 @@ struct Work {
     watched: HashMap<u64, Watched>,
     timers: BinaryHeap<Reverse<Timer>>,
     ticking: Vec<(Weak<Gathered>, u32)>,
+    tick: Duration,
     /// Closing connections that still send; nobody else keeps them alive any more.
     lingering: HashMap<u64, Arc<Psock>>,
 }
@@ -228,9 +233,10 @@ impl Background {
         }
         let mut work = self.work();
         work.ticking.push((Arc::downgrade(gathered), 0));
-        let first = work.ticking.len() == 1;
+        let late = work.ticking.len() == 1 || work.tick > TICK;
+        work.tick = TICK;
         drop(work);
-        if first {
+        if late {
             self.ring();
         }
     }
@@ -295,7 +301,7 @@ impl Background {
             .timers
             .peek()
             .map(|first| first.0.at.saturating_duration_since(Instant::now()));
-        let tick = (!work.ticking.is_empty()).then_some(TICK);
+        let tick = (!work.ticking.is_empty()).then_some(work.tick);
         let wait = match (timer, tick) {
             (Some(timer), Some(tick)) => timer.min(tick),
             (timer, tick) => timer.or(tick)?,
@@ -423,19 +429,31 @@ impl Background {
 
     fn ticks(&self) {
         let ticking = std::mem::take(&mut self.work().ticking);
+        if ticking.is_empty() {
+            return;
+        }
         let mut still = Vec::with_capacity(ticking.len());
+        let mut any_sent = false;
         for (weak, idle) in ticking {
             let Some(gathered) = weak.upgrade() else {
                 continue;
             };
-            let idle = if gathered.tick() { 0 } else { idle + 1 };
+            let Ticked { busy, sent } = gathered.tick();
+            any_sent |= sent;
+            let idle = if busy { 0 } else { idle + 1 };
             if idle < IDLE_TICKS {
                 still.push((weak, idle));
             } else {
                 gathered.end_ticking();
             }
         }
-        self.work().ticking.append(&mut still);
+        let mut work = self.work();
+        work.ticking.append(&mut still);
+        work.tick = if any_sent {
+            TICK
+        } else {
+            (work.tick + work.tick / 8).min(LONGEST_TICK)
+        };
     }
 }
 

@@ -62,6 +62,14 @@ struct Replies {
     messages: usize,
 }
 
+/// What a tick of the background thread has found.
+pub(crate) struct Ticked {
+    /// Something was gathered since the last one.
+    pub(crate) busy: bool,
+    /// The thread had left replies, which are sent now.
+    pub(crate) sent: bool,
+}
+
 /// How quickly a thread replies. (A cell for each field: copied as a whole, which the processor
 /// cannot forward from the stores of its parts, this cost 10 ns a reply.)
 struct Pace {
@@ -239,14 +247,11 @@ impl Gathered {
         self.replies.others(Replies::send);
     }
 
-    /// A tick of the background thread: sends what was kept back before the last one. Whether
-    /// anything was done here since.
-    pub(crate) fn tick(&self) -> bool {
+    /// A tick of the background thread: sends what was kept back before the last one.
+    pub(crate) fn tick(&self) -> Ticked {
         let busy = self.busy.swap(false, Ordering::Relaxed);
-        if !busy {
-            self.replies.others(Replies::send);
-        }
-        busy
+        let sent = !busy && self.replies.others(Replies::send);
+        Ticked { busy, sent }
     }
 }
 
@@ -299,13 +304,16 @@ impl Replies {
         begins
     }
 
-    fn send(&mut self) {
-        if let Some(psock) = self.psock.take() {
-            let bytes = &self.bytes[..self.len_bytes];
-            psock.tx.send_kept(&psock, bytes, self.messages);
-            self.len_bytes = 0;
-            self.messages = 0;
-        }
+    /// False: there were none.
+    fn send(&mut self) -> bool {
+        let Some(psock) = self.psock.take() else {
+            return false;
+        };
+        let bytes = &self.bytes[..self.len_bytes];
+        psock.tx.send_kept(&psock, bytes, self.messages);
+        self.len_bytes = 0;
+        self.messages = 0;
+        true
     }
 }
 

@@ -52,6 +52,15 @@ use crate::{
 /// what handing a message over costs, and short against what a user notices.
 const DEPUTY_SLICE: Duration = Duration::from_millis(1);
 
+/// The same in a crowd, where whoever looks is in the way of who is at work: it costs that one 10 us,
+/// and the scheduler itself gives the processor to others only every few milliseconds.
+const CROWDED_SLICE: Duration = Duration::from_millis(4);
+
+/// A woken thread that has not arrived for so long, several times what it takes at most on an idle
+/// processor, is kept from it. Looked at after so many takes.
+const LATE: Duration = Duration::from_micros(200);
+const TAKES_BETWEEN_LOOKS: usize = 16;
+
 /// What a thread is to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Turn<T> {
@@ -90,6 +99,8 @@ pub(crate) struct Hub<T> {
     crowded: AtomicBool,
     /// Another number after each take; not their count, as several threads may count at once.
     takes: AtomicUsize,
+    /// What it was at the last look whether a woken thread is late.
+    looked_at: AtomicUsize,
 }
 
 struct State<T> {
@@ -97,8 +108,8 @@ struct State<T> {
     /// The last to come is the first to be woken: its memory is still in the cache.
     parked: Vec<Arc<Parker>>,
     watcher: bool,
-    /// A woken thread has not arrived yet.
-    waking: bool,
+    /// A woken thread has not arrived yet, since then.
+    waking: Option<Instant>,
     crowd: Crowd,
     /// Who of the parked sleeps in slices.
     deputy: Option<Arc<Parker>>,
@@ -148,7 +159,7 @@ impl<T> Hub<T> {
                 ready: ByClass::default(),
                 parked: Vec::new(),
                 watcher: false,
-                waking: false,
+                waking: None,
                 crowd: Crowd::default(),
                 deputy: None,
                 watches: 0,
@@ -160,6 +171,7 @@ impl<T> Hub<T> {
             kicked: AtomicBool::new(false),
             crowded: AtomicBool::new(false),
             takes: AtomicUsize::new(0),
+            looked_at: AtomicUsize::new(0),
         }
     }
 
@@ -184,7 +196,34 @@ impl<T> Hub<T> {
 
     /// Whether a thread may keep a burst to itself: nobody waits, or those who do are not to be woken.
     pub(crate) fn lets_walk(&self) -> bool {
-        self.waiting() == 0 || self.is_crowded() && lock(&self.state).crowd.lets_walk()
+        self.waiting() == 0 || self.is_crowded() && self.crowd_lets_walk()
+    }
+
+    /// (With a thread on its way there is no wake to be tried.)
+    fn crowd_lets_walk(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.waking.is_some() || state.crowd.lets_walk()
+    }
+
+    /// Looks, once in a while, whether a woken thread has found no processor: who is at work is in its
+    /// way then, and goes on as in a crowd. (Where woken threads do not push others off, as with
+    /// `SCHED_RR`, all would be handed out one by one for those who cannot come.)
+    pub(crate) fn look_for_late(&self) {
+        let since = self
+            .takes()
+            .wrapping_sub(self.looked_at.load(Ordering::Relaxed));
+        if since >= TAKES_BETWEEN_LOOKS && self.is_wanted() {
+            self.look_for_late_now();
+        }
+    }
+
+    #[cold]
+    fn look_for_late_now(&self) {
+        self.looked_at.store(self.takes(), Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        if state.waking.is_some_and(|since| since.elapsed() >= LATE) {
+            self.make_room_locked(&mut state);
+        }
     }
 
     /// Whether those who wait are not to be woken; a moment old.
@@ -327,15 +366,17 @@ impl<T> Hub<T> {
         deadline: Option<Instant>,
         give_back: impl FnOnce(),
     ) {
-        let mut state = lock(&self.state);
-        state.crowd.make_room();
-        self.crowded.store(true, Ordering::Relaxed);
-        drop(state);
+        self.make_room_locked(&mut lock(&self.state));
         give_back();
         let state = lock(&self.state);
         if !state.closed && !parker.called.load(Ordering::Relaxed) {
             drop(self.park(state, parker, deadline));
         }
+    }
+
+    fn make_room_locked(&self, state: &mut State<T>) {
+        state.crowd.make_room();
+        self.crowded.store(true, Ordering::Relaxed);
     }
 
     /// Whether the watcher has been told to come back, and has not yet: for the kicker, and for
@@ -442,7 +483,7 @@ impl<T> Hub<T> {
         }
         let wake = wake_one(&mut state);
         // With a wake under way the woken thread looks; a thread that watches would not.
-        let kicked = if wake.is_none() && !state.waking {
+        let kicked = if wake.is_none() && state.waking.is_none() {
             self.kick_locked(&state)
         } else {
             Kick::None
@@ -472,7 +513,7 @@ impl<T> Hub<T> {
         if state.deputy.is_none() || !state.crowd.is_there() {
             return false;
         }
-        let left_out = state.crowd.leaves_out();
+        let left_out = state.crowd.leaves_out(state.waking.is_some());
         self.crowded
             .store(state.crowd.is_there(), Ordering::Relaxed);
         left_out
@@ -494,9 +535,14 @@ impl<T> Hub<T> {
         loop {
             let deputy = is(&state.deputy, parker);
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let slice = if state.crowd.is_there() {
+                CROWDED_SLICE
+            } else {
+                DEPUTY_SLICE
+            };
             let slice = match (deputy, left) {
-                (true, Some(left)) => Some(left.min(DEPUTY_SLICE)),
-                (true, None) => Some(DEPUTY_SLICE),
+                (true, Some(left)) => Some(left.min(slice)),
+                (true, None) => Some(slice),
                 (false, left) => left,
             };
             let timed_out;
@@ -507,7 +553,7 @@ impl<T> Hub<T> {
                 .position(|other| Arc::ptr_eq(other, parker));
             let Some(place) = still_parked else {
                 // Woken. This thread looks now, whatever it was woken for.
-                state.waking = false;
+                state.waking = None;
                 break;
             };
             let takes = self.takes();
@@ -548,11 +594,11 @@ fn is(deputy: &Option<Arc<Parker>>, parker: &Arc<Parker>) -> bool {
 
 /// Takes a parked thread that is to be woken, unless one is on its way already.
 fn wake_one<T>(state: &mut State<T>) -> Option<Arc<Parker>> {
-    if state.waking {
+    if state.waking.is_some() {
         return None;
     }
     let parker = state.parked.pop()?;
-    state.waking = true;
+    state.waking = Some(Instant::now());
     if is(&state.deputy, &parker) {
         state.deputy = None;
     }

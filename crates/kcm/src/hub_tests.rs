@@ -105,7 +105,7 @@ fn the_deputy_looks_for_what_a_crowd_has_left_behind() {
 fn in_a_crowd_a_rest_is_left_to_those_at_work() {
     let hub: Hub<u32> = Hub::new();
     let sleeps = Parker::new();
-    let wakes = |hub: &Hub<u32>| std::mem::take(&mut lock(&hub.state).waking);
+    let wakes = |hub: &Hub<u32>| lock(&hub.state).waking.take().is_some();
     let park = |deputy: bool| {
         let mut state = lock(&hub.state);
         state.parked = vec![sleeps.clone()];

@@ -230,6 +230,7 @@ impl Mux {
         if !alone && matches!(rule, Stateless::Closure(_)) {
             return None;
         }
+        self.hub.look_for_late();
         let holdoff = self.lease_holdoff.load(Ordering::Relaxed);
         if holdoff > 0 && !in_order && !self.hub.is_crowded() {
             self.lease_holdoff.store(holdoff - 1, Ordering::Relaxed);

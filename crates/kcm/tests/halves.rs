@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::*;
@@ -21,13 +21,6 @@ const WORK: Duration = Duration::from_nanos(200);
 /// Longer than it takes to be idle.
 const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 300;
-
-fn spin(time: Duration) {
-    let begin = Instant::now();
-    while begin.elapsed() < time {
-        std::hint::spin_loop();
-    }
-}
 
 /// In how many of the rounds the first replies came without the last.
 fn rounds_in_parts(server_on: usize, client_on: usize) -> usize {

@@ -394,3 +394,11 @@ impl Random {
         start + self.below(end - start)
     }
 }
+
+/// Works for so long.
+pub(crate) fn spin(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
