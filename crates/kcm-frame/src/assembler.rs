@@ -129,6 +129,23 @@ impl Assembler {
         self.examine(bytes)
     }
 
+    /// Whether these bytes, of which nothing was shown before, are one whole message
+    /// and no more, by a native framing. It need not be told that it was delivered.
+    /// Otherwise [`step`](Assembler::step) says what they are.
+    #[inline]
+    #[must_use]
+    pub fn is_one_message(&self, bytes: &[u8]) -> bool {
+        let verdict = match &self.rule {
+            Rule::Length(field) => field.parse(bytes),
+            Rule::Varint(varint) => varint.parse(bytes),
+            Rule::Fixed(fixed) => fixed.parse(bytes),
+            Rule::Closure(_) | Rule::Stateful(_) => return false,
+        };
+        let is_whole =
+            matches!(verdict, Verdict::Message(frame) if frame.len == bytes.len() as u64);
+        is_whole && self.need == 1 && bytes.len() <= self.limits.max_message_bytes
+    }
+
     /// The message just reported has left the stream: a parser with state moves
     /// on, and what is remembered of an incomplete message is forgotten.
     #[inline]

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{mux::Mux, socket::SocketState};
+use crate::{mux::Mux, socket::SocketState, sys};
 
 /// A thread is quick if it needs less than this for a message, about what it costs to wake another
 /// thread for it ...
@@ -155,9 +155,7 @@ impl Pace {
         self.since = Some((now, state.counters.rx_messages()));
         self.takes = 0;
         if self.quick {
-            state
-                .place
-                .set(rustix::thread::sched_getcpu(), mux.hub.takes());
+            state.place.set(sys::processor(), mux.hub.takes());
         } else {
             state.place.leave();
         }
@@ -195,7 +193,7 @@ impl Mux {
     /// Whether the caller, a socket's thread that is done with a burst, has pushed another one off
     /// this processor.
     pub(crate) fn is_crowded(&self, state: &SocketState) -> bool {
-        let (here, takes) = (rustix::thread::sched_getcpu(), self.hub.takes());
+        let (here, takes) = (sys::processor(), self.hub.takes());
         let is_here =
             |other: &SocketState| other.index != state.index && other.place.is(here, takes);
         self.all_sockets().iter().any(|other| is_here(other))

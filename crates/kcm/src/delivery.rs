@@ -197,7 +197,7 @@ impl Mux {
             };
             match fill {
                 Fill::Some => {
-                    psock.counters.need_more.fetch_add(1, Ordering::Relaxed);
+                    psock.count_read();
                 }
                 Fill::Nothing if psock.deadline_passed.load(Ordering::Relaxed) => {
                     break Some(EndReason::Deadline);
@@ -304,10 +304,17 @@ impl Psock {
     /// Counts messages that left the connection, for whichever socket. The caller has the receiving
     /// side locked.
     fn count_cut(&self, messages: u64, bytes: usize) {
-        let add = |counter: &AtomicU64, n: u64| {
-            counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-        };
         add(&self.counters.rx_messages, messages);
         add(&self.counters.rx_bytes, bytes as u64);
     }
+
+    /// Counts a read that was needed. The caller has the receiving side locked.
+    pub(crate) fn count_read(&self) {
+        add(&self.counters.need_more, 1);
+    }
+}
+
+/// Adds to a counter that one thread at a time changes.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }

@@ -128,6 +128,12 @@ pub(crate) fn end() {
     });
 }
 
+/// Whether this thread walks through a burst of this connection: if not, it keeps nothing back for it.
+#[inline(always)]
+pub(crate) fn is_walking(psock: &Arc<Psock>) -> bool {
+    PACE.with(|pace| pace.psock.get() == Arc::as_ptr(psock))
+}
+
 /// Before something else is sent to this connection: what was kept back goes first.
 pub(crate) fn flush_before(psock: &Arc<Psock>) {
     PACE.with(|pace| {

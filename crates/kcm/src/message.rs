@@ -70,6 +70,10 @@ impl Message {
     fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
         let pieces = [IoSlice::new(message)];
         let psock = self.psock();
+        // To a message that came alone.
+        if !gather::is_walking(psock) {
+            return psock.tx.send_now(psock, &pieces, wait);
+        }
         let may_wait = psock.tx.may_keep_back(&pieces)?;
         if may_wait && gather::hold_next(psock, message) {
             return Ok(());

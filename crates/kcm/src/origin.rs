@@ -25,9 +25,9 @@ pub(crate) struct Origin {
 type Labels = Vec<(usize, Label)>;
 
 impl Origin {
-    pub(crate) fn new(psock: &Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
+    pub(crate) fn new(psock: Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
         Self {
-            psock: psock.clone(),
+            psock,
             charged_bytes: AtomicUsize::new(charged_bytes),
             stream_position: AtomicU64::new(stream_position),
             labels: OnceLock::new(),

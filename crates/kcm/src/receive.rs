@@ -19,6 +19,7 @@ use std::{
 };
 
 mod room;
+mod single;
 
 use kcm_frame::{Assembler, Frame, Step};
 use room::{keep_spare, owned};
@@ -70,6 +71,8 @@ pub(crate) struct Rx {
     pass: bool,
     /// About the most that a read has brought lately.
     usual_bytes: usize,
+    /// The end of the stream, where a read has met it already (`single.rs`).
+    met: Option<EndReason>,
 }
 
 impl Rx {
@@ -84,6 +87,7 @@ impl Rx {
             early: already_read.to_vec(),
             pass: false,
             usual_bytes: 0,
+            met: None,
         }
     }
 
@@ -280,6 +284,9 @@ impl Rx {
         if !self.early.is_empty() {
             return self.fill_early(psock);
         }
+        if let Some(reason) = self.met.take() {
+            return Fill::End(reason);
+        }
         let whole = len.unwrap_or_else(|| self.unknown_length(need));
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
@@ -305,32 +312,42 @@ impl Rx {
                 result => break result,
             }
         };
-        let fill = match result {
-            Ok(0) => Fill::End(if carrier.was_reset() {
-                EndReason::Reset
-            } else if buffer.len() == self.position {
-                EndReason::Eof
-            } else {
-                EndReason::EofInMessage {
-                    bytes: buffer.len() - self.position,
-                }
-            }),
-            Ok(n) => {
-                // A read that took all it could, or one after which no event can be counted on.
-                // (Only of a socket is it known that a short read leaves nothing behind.)
-                if n == asked || !psock.is_socket || psock.drain.load(Ordering::Relaxed) {
-                    psock.edge.store(true, Ordering::Relaxed);
-                }
-                self.usual_bytes = n.max(self.usual_bytes - self.usual_bytes / 8);
-                Fill::Some
-            }
-            Err(e) => match e.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Fill::Nothing,
-                _ => Fill::End(EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO))),
-            },
-        };
+        let brought = *result.as_ref().unwrap_or(&0);
+        if brought > 0 {
+            self.note_read(psock, brought, asked);
+        }
         self.put_back(psock, buffer, fresh);
-        fill
+        if brought > 0 {
+            return Fill::Some;
+        }
+        self.what_ends(&result).map_or(Fill::Nothing, Fill::End)
+    }
+
+    /// A read has brought `n` bytes of the `asked`.
+    fn note_read(&mut self, psock: &Psock, n: usize, asked: usize) {
+        // One that took all it could, or one after which no event can be counted on.
+        // (Only of a socket is it known that a short read leaves nothing behind.)
+        if n == asked || !psock.is_socket || psock.drain.load(Ordering::Relaxed) {
+            psock.edge.store(true, Ordering::Relaxed);
+        }
+        self.usual_bytes = n.max(self.usual_bytes - self.usual_bytes / 8);
+    }
+
+    /// Why the connection ends after a read that brought nothing; `None`: it does not.
+    fn what_ends(&self, result: &io::Result<usize>) -> Option<EndReason> {
+        match result {
+            Ok(_) if self.carrier().is_some_and(|carrier| carrier.was_reset()) => {
+                Some(EndReason::Reset)
+            }
+            Ok(_) => Some(match self.bytes().len() {
+                0 => EndReason::Eof,
+                bytes => EndReason::EofInMessage { bytes },
+            }),
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
+                _ => Some(EndReason::from_errno(e.raw_os_error().unwrap_or(libc::EIO))),
+            },
+        }
     }
 
     /// The bytes that were read before the stream was attached come first.

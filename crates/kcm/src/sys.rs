@@ -3,7 +3,8 @@
 //! # Contract of the unsafe code
 //!
 //! The two raw system interfaces used here touch no memory of this process except where stated:
-//! `sigaction` reads and writes the structures passed to it, `tgkill` takes numbers.
+//! `sigaction` reads and writes the structures passed to it, `tgkill` takes numbers. So does `ioctl`,
+//! and writes one; `sched_getcpu` gives one; `clock_gettime` writes the structure passed to it.
 
 use std::{
     io,
@@ -126,7 +127,16 @@ pub(crate) fn peer_is_elsewhere(fd: BorrowedFd<'_>) -> bool {
     // (A socket that no packet has come for has -1 there.)
     let from = sockopt::socket_incoming_cpu(fd).ok();
     let from = from.and_then(|from| usize::try_from(i32::try_from(from).ok()?).ok());
-    from.is_some_and(|from| from != rustix::thread::sched_getcpu())
+    from.is_some_and(|from| from != processor())
+}
+
+/// The processor that this thread is on, at this moment. (The C library reads a word that the system
+/// keeps up to date. rustix asks through the vDSO, which takes longer, and reads this program's own ELF
+/// headers to find it, where Valgrind lets it crash.)
+pub(crate) fn processor() -> usize {
+    // SAFETY: takes and touches nothing.
+    let processor = unsafe { libc::sched_getcpu() };
+    usize::try_from(processor).unwrap_or(0)
 }
 
 /// Makes a descriptor blocking or not; says what it was.
@@ -142,9 +152,15 @@ pub(crate) fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<bo
     Ok(was)
 }
 
-/// A clock that is some milliseconds coarse and costs a fifth of the exact one.
+/// A clock that is some milliseconds coarse and costs a fifth of the exact one. (The C library's, for
+/// Valgrind: see [`processor`].)
 pub(crate) fn coarse_now() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one structure, a live one. The clock is one that every Linux has.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
     Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
         u32::try_from(now.tv_nsec).unwrap_or(0),

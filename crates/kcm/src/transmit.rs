@@ -123,6 +123,26 @@ impl Transmit {
         result
     }
 
+    /// As above, a message to this connection, from a thread that keeps nothing back for it.
+    #[inline]
+    pub(crate) fn send_now(
+        &self,
+        psock: &Arc<Psock>,
+        pieces: &[IoSlice<'_>],
+        wait: Wait,
+    ) -> Result<()> {
+        if pieces.iter().all(|piece| piece.is_empty()) {
+            return Ok(());
+        }
+        self.check(pieces)?;
+        let Some(outcome) = self.queue.send(pieces, true, wait) else {
+            return Ok(());
+        };
+        let (result, left) = *outcome;
+        self.see_to(psock, left);
+        result
+    }
+
     /// Sends what was held.
     pub(crate) fn flush(&self, psock: &Arc<Psock>) {
         self.see_to(psock, self.queue.flush());

@@ -1,7 +1,7 @@
 //! A receiver that takes messages off a stream as it arrives in pieces, and
 //! watches the assembler while it does.
 
-use kcm_frame::{Assembler, Fault, Stateless, Step};
+use kcm_frame::{Assembler, Fault, Frame, Stateless, Step};
 
 /// What a receiver gets out of a stream that arrives up to each of `cuts`, and
 /// then as a whole.
@@ -25,10 +25,18 @@ pub(crate) fn receive(assembler: &mut Assembler, stream: &[u8], cuts: &[usize]) 
     arrivals.sort_unstable();
     let mut messages = Vec::new();
     let mut start = 0;
+    // Where a message begins of which something was shown.
+    let mut shown = None;
     for end in arrivals {
         loop {
             let bytes = &stream[start..end];
+            let is_one = assembler.is_one_message(bytes);
             let step = assembler.step(bytes);
+            if shown.replace(start) != Some(start) {
+                let native = matches!(assembler.stateless(), Some(Stateless::Native(_)));
+                let all = Frame::new(bytes.len() as u64);
+                assert_eq!(is_one, native && step == Step::Message(all), "{step:?}");
+            }
             // A parser of no principle may say something else about a message
             // that is there, once it is asked anew.
             if matches!(assembler.stateless(), Some(Stateless::Native(_)))

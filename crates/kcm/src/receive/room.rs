@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{CHUNK_BYTES, ROOM_BYTES, Rx, SETTLE_BYTES};
+use super::{CHUNK_BYTES, ROOM_BYTES, Rx, SETTLE_BYTES, single::SPARE_BYTES};
 use crate::{
     chunk::Buffer,
     memory::{LEAST_BYTES, Room, Wanted},
@@ -64,7 +64,7 @@ impl Rx {
         let mut new = if long {
             let mut new = Buffer::with_capacity(whole);
             let at = self.stream_position + self.position as u64;
-            new.set_owner(Some(Origin::new(psock, whole, at)));
+            new.set_owner(Some(Origin::new(psock.clone(), whole, at)));
             new
         } else {
             match self.usual_capacity(psock, whole) {
@@ -82,8 +82,6 @@ impl Rx {
 
     /// Memory for a usual read of this connection, if these are small.
     fn usual_capacity(&self, psock: &Psock, whole: usize) -> Option<usize> {
-        /// A read that fills its room has to be followed by another.
-        const SPARE_BYTES: usize = 64;
         let capacity = (whole.max(self.bytes().len() + self.usual_bytes)) + SPARE_BYTES;
         (self.usual_bytes > 0 && capacity <= SETTLE_BYTES && psock.mux.psock_count() != 1)
             .then_some(capacity)
@@ -181,7 +179,11 @@ impl Rx {
             if fresh {
                 let filled = buffer.len();
                 psock.mux.memory.charge(filled);
-                buffer.set_owner(Some(Origin::new(psock, filled, self.stream_position)));
+                buffer.set_owner(Some(Origin::new(
+                    psock.clone(),
+                    filled,
+                    self.stream_position,
+                )));
             } else if let (Some(origin), false) = (buffer.owner(), buffer.capacity() > CHUNK_BYTES)
             {
                 // (A long message has reserved its memory.)
@@ -196,7 +198,7 @@ impl Rx {
 pub(super) fn owned(psock: &Arc<Psock>, len: usize, stream_position: u64) -> Buffer<Origin> {
     psock.mux.memory.charge(len);
     let mut buffer = Buffer::with_capacity(len);
-    buffer.set_owner(Some(Origin::new(psock, len, stream_position)));
+    buffer.set_owner(Some(Origin::new(psock.clone(), len, stream_position)));
     buffer
 }
 

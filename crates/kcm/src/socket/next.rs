@@ -230,8 +230,12 @@ impl Socket {
     }
 
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
-        let generation = self.mux.generation();
         self.mux.hub.note_take();
+        let psock = match self.mux.take_single(psock, &self.state) {
+            Ok(message) => return Some(message),
+            Err(psock) => psock,
+        };
+        let generation = self.mux.generation();
         let (batch, hand) = (&mut self.granted, &mut self.hand);
         let taken = (self.mux).take(&psock, &self.state, want, batch, hand)?;
         if taken.bursts && self.mux.socket_count() > 1 {
