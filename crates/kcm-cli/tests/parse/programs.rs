@@ -1,5 +1,7 @@
 //! Programs, and what is told of them.
 
+use std::fs;
+
 use serde_json::json;
 
 use crate::harness::*;
@@ -54,6 +56,30 @@ fn programs_find_the_messages_and_say_their_keys() {
     }
     let second = format!("bpf:{}:second", object("sections"));
     assert!(parse(&["--framing", &second], b"").status.success());
+}
+
+#[test]
+fn names_of_files_and_sections_may_have_colons() {
+    let mut sections = fs::read(object("sections")).expect("an object");
+    let (old, new) = (b"second\0", b"se:o:d\0");
+    let at = sections.windows(old.len()).position(|name| name == old);
+    let at = at.expect("the name of a section");
+    sections[at..][..new.len()].copy_from_slice(new);
+    let file = File::new("a:b:sections.o", &sections);
+    let framing = format!("bpf:{}:se:o:d", file.name());
+    let output = parse(&["--framing", &framing], b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let framing = format!("bpf:{}", file.name());
+    let output = parse(&["--framing", &framing], b"");
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("name the one to run: first, se:o:d"),
+        "{message}"
+    );
+    // Of no file that is there.
+    let output = parse(&["--framing", "bpf:not:there.o:third"], b"");
+    let message = text(&output.stderr);
+    assert!(message.contains(" not:there.o: No such file"), "{message}");
 }
 
 #[test]
