@@ -100,8 +100,14 @@ fn verify_needs_no_input() {
             ],
         ),
         ("u16be+2", &["u16be+2: compiled code, nothing to verify"]),
-        ("dns", &["the same as u16be+2"]),
+        (
+            "dns",
+            &["the same as u16be+2", "\nDNS over TCP", ").\nhttps://"],
+        ),
         ("http2", &["http2: compiled code of its own"]),
+        // What its user has to know.
+        ("iscsi", &["HeaderDigest=None", "\nhttps://"]),
+        ("amqp", &["0-9-1 and 1.0", "oasis-open.org", "rabbitmq.com"]),
     ] {
         let mut child = kcm(&["--framing", framing, "--verify"])
             .spawn()
