@@ -362,6 +362,14 @@ mod tests {
         }
     }
 
+    /// What has no state is not paid for as if it had.
+    #[test]
+    fn a_parser_for_each_connection_is_for_those_with_a_beginning() {
+        let stateful = |protocol: &&Protocol| matches!(protocol.framing(), Framing::Stateful(_));
+        let names: Vec<_> = protocols().filter(stateful).map(Protocol::name).collect();
+        assert_eq!(names, ["amqp", "http2", "postgres"]);
+    }
+
     #[test]
     fn sorted_and_each_name_once() {
         assert!(protocols().is_sorted_by(|a, b| a.name() < b.name()));
