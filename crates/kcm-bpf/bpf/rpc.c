@@ -3,7 +3,10 @@
  *
  * All fragments of a record are one message. The program sees only what has
  * come, so that it can follow the chain when all but the last fragment are
- * there; the headers of more fragments than here are no record.
+ * there; the headers of more fragments than here are no record. What comes
+ * before the last header counts as header: where that may be more than the
+ * limit of it (64 KiB unless set otherwise), the protocol "rpc" is to be used,
+ * which follows the chain piece by piece.
  */
 #include "parser.h"
 

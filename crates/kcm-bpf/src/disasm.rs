@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::Insn;
 use crate::op::*;
+use crate::verifier::helpers;
 
 /// A listing of a program, for people. Any instructions can be listed; what is none is shown as
 /// `<unknown>` with its bytes.
@@ -236,10 +237,10 @@ fn write_call(f: &mut fmt::Formatter<'_>, insn: &Insn) -> fmt::Result {
     let imm = insn.imm;
     match (insn.src, imm) {
         (CALL_LOCAL, _) => write!(f, "call {imm:+}"),
-        (CALL_HELPER, 5) => write!(f, "call 5 # bpf_ktime_get_ns"),
-        (CALL_HELPER, 26) => write!(f, "call 26 # bpf_skb_load_bytes"),
-        (CALL_HELPER, 68) => write!(f, "call 68 # bpf_skb_load_bytes_relative"),
-        (CALL_HELPER, _) => write!(f, "call {imm}"),
+        (CALL_HELPER, _) => match helpers::name(imm) {
+            Some(name) => write!(f, "call {imm} # bpf_{name}"),
+            None => write!(f, "call {imm}"),
+        },
         (kind, _) => write!(f, "call {imm} # kind {kind}"),
     }
 }

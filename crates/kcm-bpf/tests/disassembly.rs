@@ -58,6 +58,8 @@ fn what_llvm_cannot_print_is_printed_too() {
         ),
         ([0x85, 0x10, 0, 0, 5, 0, 0, 0], "call +5"),
         ([0x85, 0, 0, 0, 26, 0, 0, 0], "call 26 # bpf_skb_load_bytes"),
+        ([0x85, 0, 0, 0, 7, 0, 0, 0], "call 7 # bpf_get_prandom_u32"),
+        ([0x85, 0, 0, 0, 0, 1, 0, 0], "call 256"),
         ([0x85, 0x20, 0, 0, 9, 0, 0, 0], "call 9 # kind 2"),
         (
             [0xc3, 0x21, 0xfc, 0xff, 0x41, 0, 0, 0],

@@ -7,8 +7,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::generate::{Random, program};
-use common::{good_program, run};
+use common::generate::{Random, program, spoil};
+use common::{good_program, run, run_over};
 use kcm_bpf::{Insn, Program, classic, disassemble, elf, op::*};
 use kcm_frame::{Framing, Verdict};
 use proptest::prelude::*;
@@ -20,13 +20,15 @@ fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
     }
 }
 
-/// All ways of running a program agree on these bytes. How many more are needed may differ: a
-/// length field knows it, the kernel's 0 does not say.
+/// All ways of running a program agree on these bytes, whatever was in registers and stack before.
+/// How many more are needed may differ: a length field knows it, the kernel's 0 does not say.
 fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
     let plain = run(program.insns(), message);
     let outcome = program.run(message, 0);
     let listing = || disassemble(program.insns()).to_string();
     prop_assert_eq!(outcome.result, plain, "{:?}\n{}", message, listing());
+    let over_garbage = run_over(0xdead_beef_1234_5678, program.insns(), message);
+    prop_assert_eq!(over_garbage, plain, "{:?}\n{}", message, listing());
     let interpreted = parse(&program.interpreted(), message);
     let framed = parse(&program.framing(), message);
     match (interpreted, framed) {
@@ -155,7 +157,23 @@ proptest! {
     }
 }
 
-/// If this fails, the property above proves little.
+proptest! {
+    // Fewer: some of them are loops that it takes a million steps to refuse.
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// What is wrong with them must have been found.
+    #[test]
+    fn spoiled_programs(seed: u64, message in message()) {
+        let mut random = Random(seed);
+        let mut insns = program(&mut random);
+        spoil(&mut random, &mut insns);
+        if let Ok(program) = Program::verify(insns) {
+            agrees(&program, &message)?;
+        }
+    }
+}
+
+/// If this fails, the property of straight programs proves little.
 #[test]
 fn straight_programs_are_often_recognised() {
     use proptest::strategy::ValueTree;

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    iter,
     path::Path,
     str::FromStr,
 };
@@ -89,12 +90,18 @@ fn load_classic(text: &str) -> Result<Vec<Insn>, String> {
         .map_err(|e| e.to_string())
 }
 
-/// `FILE` or `FILE:SECTION`. A colon may be part of a file's name, if there is such a file.
+/// `FILE` or `FILE:SECTION`. Either name may have colons: the longest name of a file that is there
+/// counts, and of none the last colon parts them.
 fn load_object(text: &str) -> Result<Vec<Insn>, String> {
-    let (file, section) = match text.rsplit_once(':') {
-        Some((file, section)) if !Path::new(text).exists() => (file, Some(section)),
-        _ => (text, None),
+    let splits = || {
+        let parts = text.rmatch_indices(':');
+        parts.map(|(at, _)| (&text[..at], Some(&text[at + 1..])))
     };
+    let (file, section) = iter::once((text, None))
+        .chain(splits())
+        .find(|(file, _)| Path::new(file).exists())
+        .or_else(|| splits().next())
+        .unwrap_or((text, None));
     if file.is_empty() {
         return Err(format!("a file is needed, bpf:FILE.o: {OBJECT}"));
     }

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use crate::MAX_HEADER;
 use crate::errno::{EINVAL, EMSGSIZE, EOPNOTSUPP, EPROTO};
@@ -85,7 +86,10 @@ impl fmt::Display for Fault {
                 }
                 Ok(())
             }
-            Self::Parser { errno } => write!(f, "parser rejected the stream (errno {errno})"),
+            Self::Parser { errno } => {
+                let why = io::Error::from_raw_os_error(*errno);
+                write!(f, "parser rejected the stream: {why}")
+            }
         }
     }
 }

@@ -80,10 +80,26 @@ impl Framing {
         f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
     ) -> Self {
         // (A call in the last place, so that the short way needs no frame on the stack.)
-        Self::Closure(FrameFn(Arc::new(move |bytes, other| match plain(bytes) {
-            Some(len) => len.get(),
-            None => ask(&f, bytes, other),
-        })))
+        Self::Closure(FrameFn {
+            find: Arc::new(move |bytes, other| match plain(bytes) {
+                Some(len) => len.get(),
+                None => ask(&f, bytes, other),
+            }),
+            header_for: None,
+        })
+    }
+
+    /// The same as `closure`, of a rule that can make headers, too: for protocols whose parsers have no
+    /// state. (With a parser for each connection a message costs several times as much to receive, as
+    /// its state is behind the connection's lock.)
+    pub(crate) fn closure_with_headers(
+        f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+        header_for: HeaderFn,
+    ) -> Self {
+        Self::Closure(FrameFn {
+            header_for: Some(header_for),
+            ..FrameFn::new(f)
+        })
     }
 
     /// Framing by a parser with state; `make` is called once for each
@@ -108,14 +124,17 @@ impl Framing {
     ///
     /// # Errors
     ///
-    /// [`FrameError::NoHeader`] for a closure, and for parsers that make none;
-    /// else those of [`Native::header_for`].
+    /// [`FrameError::NoHeader`] for a closure of the caller's, and for parsers that
+    /// make none; else those of [`Native::header_for`].
     pub fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
         match self {
             Self::Length(field) => field.header_for(body_len),
             Self::Varint(varint) => varint.header_for(body_len),
             Self::Fixed(fixed) => fixed.header_for(body_len),
-            Self::Closure(_) => Err(FrameError::NoHeader),
+            Self::Closure(function) => match function.header_for {
+                Some(header_for) => header_for(body_len),
+                None => Err(FrameError::NoHeader),
+            },
             Self::Stateful(factory) => factory.make().header_for(body_len),
         }
     }
@@ -219,15 +238,23 @@ impl Stateless {
 /// The usual answer is then a number in a register. A verdict has 24 bytes, which the function would
 /// write and its caller read: the next message's address would wait for that.
 type DynFrameFn = dyn Fn(&[u8], &mut Verdict) -> u64 + Send + Sync;
+type HeaderFn = fn(u64) -> Result<Header, FrameError>;
 type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 
 /// A function that frames; made by [`Framing::closure`].
 #[derive(Clone)]
-pub struct FrameFn(Arc<DynFrameFn>);
+pub struct FrameFn {
+    find: Arc<DynFrameFn>,
+    /// What goes before a body, if that is known.
+    header_for: Option<HeaderFn>,
+}
 
 impl FrameFn {
     fn new(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
-        Self(Arc::new(move |bytes, other| split(f(bytes), other)))
+        Self {
+            find: Arc::new(move |bytes, other| split(f(bytes), other)),
+            header_for: None,
+        }
     }
 
     /// Calls the function; an error of errno `EIO` if that panicked.
@@ -235,7 +262,7 @@ impl FrameFn {
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
         let mut other = Verdict::Error(EIO);
-        match guarded(|| (self.0)(bytes, &mut other)) {
+        match guarded(|| (self.find)(bytes, &mut other)) {
             None | Some(0) => other,
             Some(len) => Verdict::message(len),
         }
@@ -247,7 +274,7 @@ impl FrameFn {
     pub fn parse_with<R>(&self, bytes: &[u8], look: impl FnOnce(Verdict) -> R) -> Option<R> {
         guarded(|| {
             let mut other = Verdict::Error(EIO);
-            match (self.0)(bytes, &mut other) {
+            match (self.find)(bytes, &mut other) {
                 0 => look(other),
                 len => look(Verdict::message(len)),
             }

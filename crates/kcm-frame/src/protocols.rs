@@ -131,7 +131,7 @@ const TABLE: &[Protocol] = &[
         name: "amqp",
         summary: "AMQP 0-9-1 and 1.0, the protocol header included",
         note: "From a connection's beginning, either direction; which version it is follows from \
-               there. 1.0 is defined by OASIS (amqp-core-transport-v1.0).",
+               there. 1.0: https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-transport-v1.0.html",
         reference: "https://www.rabbitmq.com/amqp-0-9-1-protocol",
         rule: Rule::Code(amqp::framing),
     },
@@ -145,7 +145,8 @@ const TABLE: &[Protocol] = &[
     Protocol {
         name: "cassandra",
         summary: "Cassandra's native protocol (CQL), versions 3 and 4",
-        note: "Bodies have at most 256 MiB. Version 5 wraps its messages in frames of another \
+        note: "Bodies have at most 256 MiB. Version 3 (native_protocol_v3.spec beside it) has the \
+               same header. Version 5 wraps its messages in frames of another \
                form after the first exchange.",
         reference: "https://github.com/apache/cassandra/blob/trunk/doc/native_protocol_v4.spec",
         rule: Rule::Plain("len:size=4,offset=5,bias=9"),
@@ -264,7 +265,8 @@ const TABLE: &[Protocol] = &[
         name: "thrift",
         summary: "Apache Thrift, framed transport and THeader",
         note: "Not the unframed transport, which has no lengths. Servers take up to 16,384,000 \
-               bytes by default.",
+               bytes by default. THeader: \
+               https://github.com/apache/thrift/blob/master/doc/specs/HeaderFormat.md",
         reference: "https://github.com/apache/thrift/blob/master/doc/specs/thrift-rpc.md\
                     #framed-vs-unframed-transport",
         rule: Rule::Plain("u32be+4"),
@@ -358,6 +360,14 @@ mod tests {
             assert!(!protocol.reference().contains(' '), "{name}");
             assert!(!protocol.summary().is_empty(), "{name}");
         }
+    }
+
+    /// What has no state is not paid for as if it had.
+    #[test]
+    fn a_parser_for_each_connection_is_for_those_with_a_beginning() {
+        let stateful = |protocol: &&Protocol| matches!(protocol.framing(), Framing::Stateful(_));
+        let names: Vec<_> = protocols().filter(stateful).map(Protocol::name).collect();
+        assert_eq!(names, ["amqp", "http2", "postgres"]);
     }
 
     #[test]

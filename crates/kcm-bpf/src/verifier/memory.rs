@@ -27,6 +27,7 @@ const SK_BUFF_BYTES: i64 = 192;
 const DIRECT: &str = "a socket filter cannot access packet bytes by pointer; use \
                       bpf_skb_load_bytes or load_byte, load_half, load_word";
 const NOT_A_PACKET: &str = "a message in a byte stream has no such thing";
+const SOCKET: &str = "a parser sees a message only, not the socket that it came from";
 const NOT_FOR_FILTERS: &str = "this field is not for socket filters";
 
 /// A load of `size` bytes through `base`.
@@ -172,7 +173,8 @@ fn context(moved: &Scalar, base: u8, off: i16, size: u8) -> Result<Context, Reas
     match offset {
         76..84 | 140..144 => return refuse(DIRECT),
         4..8 | 16..20 | 40..44 => return refuse(NOT_A_PACKET),
-        72..76 | 88..140 | 144..164 | 168..176 | 180.. => return refuse(NOT_FOR_FILTERS),
+        168..176 => return refuse(SOCKET),
+        72..76 | 88..140 | 144..164 | 180.. => return refuse(NOT_FOR_FILTERS),
         _ => {}
     }
     if size == 8 {

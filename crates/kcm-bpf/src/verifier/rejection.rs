@@ -271,8 +271,11 @@ impl fmt::Display for Reason {
                 write!(f, "calls are nested deeper than {limit} functions")
             }
             Self::Helper { number } => {
-                let name = helpers::name(*number).unwrap_or("helper function");
-                write!(f, "{name}#{number}: a parser has {}", helpers::AVAILABLE)
+                match helpers::name(*number) {
+                    Some(name) => write!(f, "bpf_{name}#{number}")?,
+                    None => write!(f, "there is no helper function {number}")?,
+                }
+                write!(f, ": a parser has {}", helpers::AVAILABLE)
             }
             Self::Uninitialised { reg } => write!(
                 f,

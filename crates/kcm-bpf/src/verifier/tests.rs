@@ -314,6 +314,9 @@ fn the_context_has_its_fields() {
     };
     assert!(problem(&[load(W, 0, 1, 76), EXIT_]).contains("bpf_skb_load_bytes"));
     assert!(problem(&[load(W, 0, 1, 16), EXIT_]).contains("message"));
+    // `sk`, which a socket filter may read in the kernel, and `tstamp`, which it may not.
+    assert!(problem(&[load(DW, 0, 1, 168), EXIT_]).contains("not the socket"));
+    assert!(problem(&[load(DW, 0, 1, 152), EXIT_]).contains("not for socket filters"));
     assert!(problem(&[load(W, 0, 1, 192), EXIT_]).contains("no such field"));
     assert!(problem(&[load(W, 0, 1, -4), EXIT_]).contains("no such field"));
     assert!(problem(&[load(H, 0, 1, 1), EXIT_]).contains("aligned"));
@@ -393,10 +396,18 @@ fn helpers_get_what_they_take() {
         },
     );
     refused(&[helper(7), EXIT_], 0, Reason::Helper { number: 7 });
-    let text = verify(&[helper(1), EXIT_])
-        .expect_err("no maps")
-        .to_string();
-    assert!(text.contains("bpf_map_lookup_elem#1"), "{text}");
+    for (number, name) in [
+        (1, "bpf_map_lookup_elem#1:"),
+        (14, "bpf_get_current_pid_tgid#14:"),
+        (208, "bpf_ktime_get_tai_ns#208:"),
+        (999, "no helper function 999:"),
+        (-1, "no helper function -1:"),
+    ] {
+        let text = verify(&[helper(number), EXIT_])
+            .expect_err("a parser has none of these")
+            .to_string();
+        assert!(text.contains(name), "{text}");
+    }
     accepted(&[helper(helpers::KTIME_GET_NS), EXIT_]);
 }
 

@@ -27,28 +27,37 @@ const MAX_STEPS: usize = 1_000_000;
 
 /// Runs a program on the bytes of a message. Anything that a verifier should have refused panics.
 pub(crate) fn run(program: &[Insn], message: &[u8]) -> i32 {
+    run_over(0, program, message)
+}
+
+/// The same; `garbage` is in all registers and bytes of the stack that hold nothing. A program whose
+/// result depends on it has read what it did not write.
+pub(crate) fn run_over(garbage: u64, program: &[Insn], message: &[u8]) -> i32 {
     Machine {
         program,
         message,
+        garbage,
         stack: [0; FRAME * MAX_FRAMES],
         scratch: [0; 20],
         steps: 0,
     }
-    .call(0, [0, CONTEXT, 0, 0, 0, 0], 0) as i32
+    .call(0, [CONTEXT, garbage, garbage, garbage, garbage], 0) as i32
 }
 
 struct Machine<'a> {
     program: &'a [Insn],
     message: &'a [u8],
+    garbage: u64,
     stack: [u8; FRAME * MAX_FRAMES],
     scratch: [u8; 20],
     steps: usize,
 }
 
 impl Machine<'_> {
-    fn call(&mut self, mut pc: usize, arguments: [u64; 6], depth: usize) -> u64 {
-        let mut r = [0u64; 16];
-        r[..6].copy_from_slice(&arguments);
+    fn call(&mut self, mut pc: usize, arguments: [u64; 5], depth: usize) -> u64 {
+        let mut r = [self.garbage; 16];
+        r[1..6].copy_from_slice(&arguments);
+        self.stack[FRAME * depth..][..FRAME].fill(self.garbage as u8);
         r[usize::from(FP)] = STACK + (FRAME * (depth + 1)) as u64;
         loop {
             self.steps += 1;
@@ -78,6 +87,7 @@ impl Machine<'_> {
                         Some(value) => r[0] = value,
                         None => return 0,
                     }
+                    r[1..6].fill(self.garbage);
                 }
                 (LDX, _) => {
                     let value = self.load(r[src].wrapping_add_signed(insn.off.into()), size);
@@ -103,15 +113,17 @@ impl Machine<'_> {
                 (JMP, EXIT) => return r[0],
                 (JMP, CALL) if insn.src == CALL_LOCAL => {
                     let target = pc.wrapping_add_signed(insn.imm as isize);
-                    r[0] = self.call(target, r[..6].try_into().unwrap(), depth + 1);
+                    r[0] = self.call(target, r[1..6].try_into().unwrap(), depth + 1);
+                    r[1..6].fill(self.garbage);
                 }
                 (JMP, CALL) => {
+                    let [_, _, offset, to, len, begin, ..] = r;
+                    r[1..6].fill(self.garbage);
                     if insn.imm == 5 {
                         r[0] = 0;
                         continue;
                     }
                     assert!(matches!(insn.imm, 26 | 68), "unknown helper");
-                    let [_, _, offset, to, len, begin, ..] = r;
                     r[0] = -14i64 as u64;
                     let (offset, len) = (offset as u32 as usize, len as usize);
                     let relative = insn.imm == 68;
@@ -178,7 +190,10 @@ impl Machine<'_> {
 
     fn load(&self, address: u64, size: usize) -> u64 {
         match (address.wrapping_sub(CONTEXT), size) {
-            (0, 4) => self.message.len() as u64,
+            (field @ 0..4, _) => {
+                let len = (self.message.len() as u64) >> (8 * field);
+                len & (u64::MAX >> (64 - 8 * size))
+            }
             (field @ 48..68, _) => {
                 let mut bytes = [0; 8];
                 let field = field as usize - 48;

@@ -33,7 +33,7 @@ pub(super) fn run(rows: &mut Rows) -> Result<(), Failure> {
         } else {
             let spec = spec.unwrap_or("-");
             rows.text(format_args!(
-                "{name:<17} {spec:<31} {summary}; {reference}\n"
+                "{name:<17} {spec:<33} {summary}; {reference}\n"
             ))?;
         }
     }

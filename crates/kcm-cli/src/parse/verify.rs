@@ -1,6 +1,7 @@
 //! `--verify`: what is known of a parser before it has seen a byte.
 
 use kcm_bpf::disassemble;
+use kcm_frame::Protocol;
 
 use super::{failure::Failure, rows::Rows};
 use crate::spec::Spec;
@@ -24,6 +25,12 @@ pub(super) fn run(spec: &Spec, rows: &mut Rows) -> Result<(), Failure> {
                 "{text}: compiled code of its own, nothing to verify\n"
             ))?;
         }
+    }
+    if let Some(protocol) = Protocol::named(text) {
+        let (summary, note) = (protocol.summary(), protocol.note());
+        let space = if note.is_empty() { "" } else { " " };
+        let reference = protocol.reference();
+        rows.text(format_args!("{summary}.{space}{note}\n{reference}\n"))?;
     }
     rows.flush()
 }

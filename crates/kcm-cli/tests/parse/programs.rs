@@ -1,5 +1,7 @@
 //! Programs, and what is told of them.
 
+use std::fs;
+
 use serde_json::json;
 
 use crate::harness::*;
@@ -57,6 +59,30 @@ fn programs_find_the_messages_and_say_their_keys() {
 }
 
 #[test]
+fn names_of_files_and_sections_may_have_colons() {
+    let mut sections = fs::read(object("sections")).expect("an object");
+    let (old, new) = (b"second\0", b"se:o:d\0");
+    let at = sections.windows(old.len()).position(|name| name == old);
+    let at = at.expect("the name of a section");
+    sections[at..][..new.len()].copy_from_slice(new);
+    let file = File::new("a:b:sections.o", &sections);
+    let framing = format!("bpf:{}:se:o:d", file.name());
+    let output = parse(&["--framing", &framing], b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let framing = format!("bpf:{}", file.name());
+    let output = parse(&["--framing", &framing], b"");
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("name the one to run: first, se:o:d"),
+        "{message}"
+    );
+    // Of no file that is there.
+    let output = parse(&["--framing", "bpf:not:there.o:third"], b"");
+    let message = text(&output.stderr);
+    assert!(message.contains(" not:there.o: No such file"), "{message}");
+}
+
+#[test]
 fn verify_needs_no_input() {
     let thrift = format!("bpf:{}", object("thrift"));
     let cbpf = "cbpf:3,32 0 0 0,4 0 0 4,22 0 0 0";
@@ -74,8 +100,14 @@ fn verify_needs_no_input() {
             ],
         ),
         ("u16be+2", &["u16be+2: compiled code, nothing to verify"]),
-        ("dns", &["the same as u16be+2"]),
+        (
+            "dns",
+            &["the same as u16be+2", "\nDNS over TCP", ").\nhttps://"],
+        ),
         ("http2", &["http2: compiled code of its own"]),
+        // What its user has to know.
+        ("iscsi", &["HeaderDigest=None", "\nhttps://"]),
+        ("amqp", &["0-9-1 and 1.0", "oasis-open.org", "rabbitmq.com"]),
     ] {
         let mut child = kcm(&["--framing", framing, "--verify"])
             .spawn()

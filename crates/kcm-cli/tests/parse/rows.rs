@@ -87,7 +87,7 @@ fn a_framing_error_comes_after_rows_and_totals() {
 
     // A program's own refusal: ret #-71.
     let output = parse(&["--framing", "cbpf:1,6 0 0 4294967225"], b"x");
-    let error = "error: offset 0: parser rejected the stream (errno 71)\n";
+    let error = "error: offset 0: parser rejected the stream: Protocol error (os error 71)\n";
     assert_eq!(
         (output.status.code(), text(&output.stderr)),
         (Some(1), error)
@@ -117,9 +117,13 @@ fn all_protocols_are_listed_and_can_be_named() {
     let list = text(&output.stdout);
     let json = objects(&parse(&["--list", "--json"], b"").stdout);
     assert_eq!(list.lines().count(), json.len());
+    let column = |line: &str, summary: &str| line.find(summary);
+    let first = column(list, json[0]["summary"].as_str().expect("words"));
     for (line, protocol) in list.lines().zip(&json) {
         let name = protocol["name"].as_str().expect("a name");
         assert!(line.starts_with(name), "{line}");
+        let summary = protocol["summary"].as_str().expect("words");
+        assert_eq!(column(line, summary), first, "a table: {line}");
         assert!(
             protocol["reference"]
                 .as_str()

@@ -13,7 +13,7 @@
 use crate::{FrameError, Framing, Header, Parser, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::stateful(|| Iscsi)
+    Framing::closure_with_headers(|bytes| Iscsi.parse(bytes), |len| Iscsi.header_for(len))
 }
 
 struct Iscsi;

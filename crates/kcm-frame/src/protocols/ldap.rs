@@ -9,7 +9,7 @@ use crate::errno::EPROTO;
 use crate::{FrameError, Framing, Header, Parser, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::stateful(|| Ldap)
+    Framing::closure_with_headers(|bytes| Ldap.parse(bytes), |len| Ldap.header_for(len))
 }
 
 struct Ldap;

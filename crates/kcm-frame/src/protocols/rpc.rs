@@ -9,7 +9,7 @@
 use crate::{Endian, FrameError, Framing, Header, LengthField, Parser, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::stateful(|| Rpc)
+    Framing::closure_with_headers(|bytes| Rpc.parse(bytes), |len| Rpc.header_for(len))
 }
 
 struct Rpc;

@@ -13,7 +13,10 @@ use crate::errno::EPROTO;
 use crate::{FrameError, Framing, Header, Parser, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::stateful(|| Websocket)
+    Framing::closure_with_headers(
+        |bytes| Websocket.parse(bytes),
+        |len| Websocket.header_for(len),
+    )
 }
 
 struct Websocket;
