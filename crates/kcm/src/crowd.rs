@@ -181,6 +181,11 @@ impl Pace {
         true
     }
 
+    /// Whether nothing is looked at now.
+    pub(crate) fn rests(&self) -> bool {
+        self.since.is_none()
+    }
+
     /// The thread is about to wait.
     pub(crate) fn rest(&mut self, state: &SocketState) {
         if self.since.take().is_some() {

@@ -14,20 +14,18 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::Rx;
+use super::{Rx, SETTLE_BYTES};
 use crate::{
     chunk::Buffer, message::Message, mux::Mux, origin::Origin, psock::Psock, socket::SocketState,
 };
 
-/// Reads of a connection up to this are usually single messages, or few. With [`SPARE_BYTES`] it is
-/// less than the multiplexor's memory has left wherever it lets anything be read.
-const MOST_BYTES: usize = 2 << 10;
 /// A read that fills its room has to be followed by another.
 pub(super) const SPARE_BYTES: usize = 64;
 
 impl Mux {
     /// Takes a message from a connection whose claim the caller has, if it is a small one that came
     /// alone, and gives the claim back. Otherwise gives the connection back, with its claim.
+    #[inline(never)]
     pub(crate) fn take_single(
         &self,
         psock: Arc<Psock>,
@@ -61,18 +59,19 @@ impl Rx {
     /// native message and no more, already charged to the memory, and its place in the stream; anything
     /// else that was read stays here.
     fn read_single(&mut self, psock: &Arc<Psock>) -> Option<(Buffer<Origin>, u64)> {
+        let capacity = self.usual_bytes + SPARE_BYTES;
         let at_rest = self.buffer.is_none()
-            && self.usual_bytes.wrapping_sub(1) < MOST_BYTES
+            && self.usual_bytes > 0
+            && capacity <= SETTLE_BYTES
             && self.early.is_empty()
             && self.returned.is_empty()
             && !self.pass;
         let carrier = self.carrier.as_ref().filter(|_| at_rest)?;
         let memory = &psock.mux.memory;
-        memory.room_bytes()?;
+        memory.room_bytes().filter(|&room| room >= capacity)?;
         if !psock.edge.swap(false, Ordering::Acquire) {
             return None;
         }
-        let capacity = self.usual_bytes + SPARE_BYTES;
         let mut buffer = Buffer::with_capacity(capacity);
         let n = match carrier.recv(&mut buffer, capacity, false) {
             Ok(n) if n > 0 => n,
