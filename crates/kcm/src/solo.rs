@@ -19,15 +19,16 @@
 //! While it is ACTIVE, its thread is the watcher as any other, and is brought back in the same way.
 //! It handles the plain case alone: one whole message without a key, and nothing behind it.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use kcm_frame::Step;
 
 use crate::{
     message::Message,
     mux::Mux,
+    origin::Origin,
     psock::Psock,
-    receive::Fill,
+    receive::{Fill, Rx},
     socket::SocketState,
     spin::Spin,
     sync::{AtomicU8, Mutex, Ordering, lock, loom_fence},
@@ -170,6 +171,27 @@ impl Mux {
         message
     }
 
+    /// A small message that comes alone; what else there is is left in the receiving side.
+    fn receive_single_alone(
+        &self,
+        psock: &Arc<Psock>,
+        mut rx: MutexGuard<'_, Rx>,
+        state: &SocketState,
+    ) -> Option<Message> {
+        if !self.watch.begin_alone(&self.hub) {
+            return None;
+        }
+        let single = rx.read_single(psock, true);
+        self.watch.end_alone();
+        // The connection is in no epoll that would tell of more.
+        psock.edge.store(true, Ordering::Relaxed);
+        let (mut buffer, position) = single?;
+        psock.count_received(state, 1, buffer.len());
+        drop(rx);
+        buffer.set_owner(Some(Origin::new(psock.clone(), buffer.len(), position)));
+        Some(Message::new(buffer.into_slice(0)))
+    }
+
     fn receive_alone(
         &self,
         psock: &Arc<Psock>,
@@ -177,13 +199,16 @@ impl Mux {
         spin: &mut Spin,
     ) -> Option<Message> {
         let mut rx = psock.rx();
+        if psock.is_wanted() || psock.receive_disabled.load(Ordering::Relaxed) || !rx.must_wait() {
+            return None;
+        }
+        if !self.spin && rx.is_at_rest() {
+            return self.receive_single_alone(psock, rx, state);
+        }
         let Step::Incomplete { need, len } = rx.step() else {
             return None;
         };
-        if !rx.bytes().is_empty() || rx.has_returned() || !rx.must_wait() || psock.is_wanted() {
-            return None;
-        }
-        if psock.receive_disabled.load(Ordering::Relaxed) {
+        if !rx.bytes().is_empty() || rx.has_returned() {
             return None;
         }
         let mut fill = Fill::Nothing;

@@ -6,6 +6,8 @@
 //! processor's nearest caches, so that each line of code that is run at all costs about what 10
 //! instructions do. The general way was 100 such lines for this message, and this one is a quarter.
 //!
+//! The only socket of an only connection (`solo.rs`) goes this way too.
+//!
 //! What turns out to be anything else is left to the general way, which finds what was read where it
 //! would have put it itself.
 
@@ -14,7 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Rx, SETTLE_BYTES};
+use super::{Rx, SETTLE_BYTES, room::keep_spare};
 use crate::{
     chunk::Buffer, message::Message, mux::Mux, origin::Origin, psock::Psock, socket::SocketState,
 };
@@ -38,7 +40,9 @@ impl Mux {
             return Err(psock);
         }
         let mut rx = psock.rx();
-        let Some((mut buffer, position)) = rx.read_single(&psock) else {
+        let at_rest = rx.is_at_rest();
+        let single = at_rest.then(|| rx.read_single(&psock, false)).flatten();
+        let Some((mut buffer, position)) = single else {
             drop(rx);
             return Err(psock);
         };
@@ -55,25 +59,39 @@ impl Mux {
 }
 
 impl Rx {
-    /// Reads once, if there is nothing of this connection and it usually sends little. One whole
+    /// Whether nothing is there of this connection, and it usually sends little. (An empty chunk that it
+    /// kept goes to the thread.)
+    #[inline]
+    pub(crate) fn is_at_rest(&mut self) -> bool {
+        if self.usual_bytes == 0 || self.usual_bytes > SETTLE_BYTES - SPARE_BYTES {
+            return false;
+        }
+        let position = self.position;
+        if let Some(buffer) = self.buffer.take_if(|buffer| buffer.len() == position) {
+            self.rebase();
+            keep_spare(buffer);
+        }
+        self.buffer.is_none() && self.early.is_empty() && self.returned.is_empty() && !self.pass
+    }
+
+    /// Reads once, for a connection at rest; `blocking`: waits until there is something. One whole
     /// native message and no more, already charged to the memory, and its place in the stream; anything
     /// else that was read stays here.
-    fn read_single(&mut self, psock: &Arc<Psock>) -> Option<(Buffer<Origin>, u64)> {
-        let capacity = self.usual_bytes + SPARE_BYTES;
-        let at_rest = self.buffer.is_none()
-            && self.usual_bytes > 0
-            && capacity <= SETTLE_BYTES
-            && self.early.is_empty()
-            && self.returned.is_empty()
-            && !self.pass;
-        let carrier = self.carrier.as_ref().filter(|_| at_rest)?;
+    #[inline]
+    pub(crate) fn read_single(
+        &mut self,
+        psock: &Arc<Psock>,
+        blocking: bool,
+    ) -> Option<(Buffer<Origin>, u64)> {
+        let carrier = self.carrier.as_ref()?;
         let memory = &psock.mux.memory;
+        let capacity = self.usual_bytes + SPARE_BYTES;
         memory.room_bytes().filter(|&room| room >= capacity)?;
-        if !psock.edge.swap(false, Ordering::Acquire) {
+        if !blocking && !psock.edge.swap(false, Ordering::Acquire) {
             return None;
         }
         let mut buffer = Buffer::with_capacity(capacity);
-        let n = match carrier.recv(&mut buffer, capacity, false) {
+        let n = match carrier.recv(&mut buffer, capacity, blocking) {
             Ok(n) if n > 0 => n,
             result => return self.meet(psock, &result),
         };
