@@ -7,6 +7,14 @@ use std::{
     process::Command,
 };
 
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket,
+        socket_with,
+    },
+};
+
 use crate::harness::*;
 
 /// Several clients, several messages in flight: every reply is right, and on its connection.
@@ -120,6 +128,54 @@ fn several_addresses_and_a_path() {
         server.signal(rustix::process::Signal::TERM);
         assert!(server.wait().success());
         assert!(!fs::exists(&path).expect("a directory"));
+    });
+}
+
+#[test]
+fn only_what_a_server_has_left_is_removed() {
+    with_python(|| {
+        let directory = Directory::new("left");
+        let path = directory.file("socket");
+        let unix = format!("unix:{path}");
+        let refused = || {
+            let output = usage(&["--listen", &unix, "--framing", "u8", "--", "cat"]);
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{message}");
+            assert!(message.contains("in use"), "{message}");
+        };
+        // A file that is no socket.
+        fs::write(&path, "precious").expect("written");
+        refused();
+        assert_eq!(fs::read(&path).expect("it is there"), b"precious");
+        fs::remove_file(&path).expect("removed");
+
+        // A server that does not accept, so that connections to it would wait.
+        let busy = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        let address = SocketAddrUnix::new(&*path).expect("an address");
+        bind(&busy, &address).expect("bound");
+        listen(&busy, 0).expect("it listens");
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let flags = SocketFlags::NONBLOCK;
+                let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+                let client = client.expect("a socket");
+                let full = connect(&client, &address) == Err(Errno::AGAIN);
+                (client, full)
+            })
+            .collect();
+        assert!(waiting.iter().any(|(_, full)| *full), "its backlog is full");
+        refused();
+        assert!(fs::exists(&path).expect("a directory"));
+
+        // A server that is gone.
+        drop(busy);
+        let server = Server::start(&["--listen", &unix], &["python3", &example("worker.py")]);
+        server.line("listening on unix:");
+        let mut stream = UnixStream::connect(&path).expect("it listens");
+        stream.write_all(&message("unix")).expect("sent");
+        let mut reply = [0; 8];
+        stream.read_exact(&mut reply).expect("a reply");
+        assert_eq!(reply[..], message("UNIX"));
     });
 }
 
