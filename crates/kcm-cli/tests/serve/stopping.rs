@@ -83,3 +83,33 @@ fn a_second_signal_means_at_once() {
         assert_eq!(server.wait().code(), Some(1));
     });
 }
+
+#[test]
+fn what_the_last_worker_leaves_is_reported_and_not_waited_for() {
+    with_python(|| {
+        // It dies of the message, or leaves without having read it.
+        for (end, read) in [("os._exit(3)", true), ("sys.exit()", false)] {
+            let worker = match read {
+                true => python(&format!("time.sleep(1); {end}")),
+                false => format!("import sys, time\ntime.sleep(2)\n{end}\n"),
+            };
+            let options = ["--workers", "1", "--retry", "--drain-timeout", "60"];
+            let mut server = Server::start(&options, &["python3", "-c", &worker]);
+            let mut client = server.client();
+            client.send("last");
+            std::thread::sleep(A_WHILE);
+            server.signal(Signal::TERM);
+            server.line("stopping: 1 messages in hand");
+            // `wait` waits for half of the drain's time.
+            assert_eq!(server.wait().code(), Some(1));
+            let why = if read {
+                "has no answer"
+            } else {
+                "given to nobody"
+            };
+            assert!(server.line(why).contains(" 8 bytes"));
+            assert_eq!(server.lines("is given to another").len(), 0);
+            client.is_closed();
+        }
+    });
+}
