@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpListener,
     os::unix::net::UnixStream,
     process::Command,
 };
@@ -358,6 +359,10 @@ fn what_cannot_be_is_said_with_what_to_do() {
         );
         assert!(message.contains(why), "{arguments:?} said\n{message}");
     }
+}
+
+#[test]
+fn the_help_has_all_and_its_examples_are_accepted() {
     let help = usage(&["--help"]);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     for word in [
@@ -368,4 +373,31 @@ fn what_cannot_be_is_said_with_what_to_do() {
     ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
+    // With a worker that is not there, which is told when all before it is as it should be.
+    let directory = Directory::new("help");
+    let path = format!("unix:{}", directory.file("socket"));
+    let outcome = |options: &str| {
+        // A port that is free; somebody may be quicker.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let port = format!(":{}", free.expect("a free port").port());
+        let options = options.replace(":53", &port).replace(":7000", &port);
+        let options = options.replace("unix:/run/jobs.sock", &path);
+        let script = format!("exec \"$0\" serve {options} -- /nonexistent/worker");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_kcm")]);
+        let output = command.output().expect("it starts");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let mut examples = 0;
+    for line in help.replace("\\\n", " ").lines() {
+        let Some(arguments) = line.trim().strip_prefix("kcm serve ") else {
+            continue;
+        };
+        let (options, _) = arguments.split_once(" -- ").expect("a worker");
+        let said: Vec<String> = (0..5).map(|_| outcome(options)).collect();
+        let accepted = |said: &String| said.contains("/nonexistent/worker cannot be started");
+        assert!(said.iter().any(accepted), "{line}\n{said:?}");
+        examples += 1;
+    }
+    assert_eq!(examples, 4, "{help}");
 }
