@@ -11,8 +11,7 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket,
-        socket_with,
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
     },
 };
 
@@ -150,14 +149,16 @@ fn only_what_a_server_has_left_is_removed() {
         assert_eq!(fs::read(&path).expect("it is there"), b"precious");
         fs::remove_file(&path).expect("removed");
 
-        // A server that does not accept, so that connections to it would wait.
-        let busy = socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
+        // A server that does not accept, so that connections to it would wait. (No other test's
+        // children are to inherit it.)
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let busy = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let busy = busy.expect("a socket");
         let address = SocketAddrUnix::new(&*path).expect("an address");
         bind(&busy, &address).expect("bound");
         listen(&busy, 0).expect("it listens");
         let waiting: Vec<_> = (0..8)
             .map(|_| {
-                let flags = SocketFlags::NONBLOCK;
                 let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
                 let client = client.expect("a socket");
                 let full = connect(&client, &address) == Err(Errno::AGAIN);
