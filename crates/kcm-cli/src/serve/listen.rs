@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use kcm::Stream;
@@ -18,6 +19,14 @@ use rustix::{
 };
 
 use super::{failure::Failure, inherited};
+
+/// A client that has said nothing for this long is asked by TCP whether it is still there, 1 minute:
+/// rarely enough to cost nothing.
+const PROBED_AFTER: Duration = Duration::from_secs(60);
+/// And asked again, until it has not answered [`PROBES`] times: it is gone 2 minutes after its last
+/// word.
+const PROBED_EVERY: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
 
 /// What `--listen` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +115,7 @@ impl Listener {
         };
         for listener in &opened {
             listener
-                .set_nonblocking()
+                .prepare()
                 .map_err(Failure::system(format_args!("--listen {listener}")))?;
         }
         Ok(opened)
@@ -128,9 +137,16 @@ impl Listener {
         }
     }
 
-    fn set_nonblocking(&self) -> io::Result<()> {
+    fn prepare(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(listener) => listener.set_nonblocking(true),
+            Self::Tcp(listener) => {
+                // What is accepted takes these over.
+                sockopt::set_socket_keepalive(listener, true)?;
+                sockopt::set_tcp_keepidle(listener, PROBED_AFTER)?;
+                sockopt::set_tcp_keepintvl(listener, PROBED_EVERY)?;
+                sockopt::set_tcp_keepcnt(listener, PROBES)?;
+                listener.set_nonblocking(true)
+            }
             Self::Unix { listener, .. } => listener.set_nonblocking(true),
         }
     }

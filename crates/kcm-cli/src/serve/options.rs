@@ -74,7 +74,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "no_reply")]
     pub(crate) worker_deadline: Option<Duration>,
 
-    /// Connections at once; others wait until one ends
+    /// Connections at once; others wait until one ends, or has sent nothing for the --deadline and
+    /// is closed for them
     #[arg(long, value_name = "N", default_value_t = kcm::DEFAULT_MAX_CONNECTIONS,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,

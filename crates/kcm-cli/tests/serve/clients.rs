@@ -1,7 +1,7 @@
 //! Clients that misbehave: they take no more memory than the limits say, and hold up nobody.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     thread,
     time::{Duration, Instant},
 };
@@ -203,6 +203,64 @@ fn more_than_allowed_wait_for_a_place() {
         clients[3].hears_nothing();
         clients.remove(0);
         assert_eq!(clients[2].recv(), b"waits");
+    });
+}
+
+#[test]
+fn ones_that_say_nothing_keep_nobody_out() {
+    with_python(|| {
+        let worker = python("time.sleep(float(message[4:])); reply(message[4:])");
+        let options = [
+            "--max-connections",
+            "3",
+            "--deadline",
+            "1",
+            "--workers",
+            "2",
+        ];
+        let server = Server::start(&options, &["python3", "-c", &worker]);
+        let mut busy = server.client();
+        let mut silent: Vec<_> = (0..2).map(|_| server.client()).collect();
+        for client in &mut silent {
+            assert_eq!(client.ask("0"), "0");
+        }
+        busy.send("4");
+        // Nobody waits for a place: all may stay.
+        thread::sleep(Duration::from_secs(2));
+        assert!(server.lines("is closed").is_empty());
+        let mut new = server.client();
+        assert_eq!(new.ask("0.0"), "0.0");
+        // One was enough, and who waits for an answer is not silent.
+        assert_eq!(busy.recv(), b"4");
+        assert_eq!(server.lines("others wait for a place").len(), 1);
+        let stays = |client: &mut Client| {
+            client.0.set_read_timeout(Some(A_WHILE)).expect("a timeout");
+            let got = client.0.read(&mut [0; 1]);
+            got.is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+        };
+        let stay: Vec<bool> = silent.iter_mut().map(stays).collect();
+        assert_eq!(stay.iter().filter(|&&stays| stays).count(), 1, "{stay:?}");
+    });
+}
+
+#[test]
+fn ones_that_are_gone_without_a_word_are_found() {
+    with_python(|| {
+        let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker()]);
+        let mut client = server.client();
+        assert_eq!(client.ask("hi"), "hi");
+        // The system has a timer for the server's end, of the kind keep-alive, and of a minute.
+        let local = format!("0100007F:{:04X}", server.address.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there");
+        let timers: Vec<&str> = (table.lines())
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|fields| fields[1] == local && fields[3] == "01")
+            .map(|fields| fields[5])
+            .collect();
+        assert_eq!(timers.len(), 1, "{timers:?}");
+        let (kind, left) = timers[0].split_once(':').expect("a kind and a time");
+        let left = u64::from_str_radix(left, 16).expect("hundredths of a second");
+        assert!(kind == "02" && left <= 6_100, "{timers:?}");
     });
 }
 
