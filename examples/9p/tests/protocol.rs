@@ -471,7 +471,7 @@ fn a_client_that_is_gone_without_a_word_is_found() {
     let (_, port) = served.address.rsplit_once(':').expect("an address");
     let local = format!("0100007F:{:04X}", port.parse::<u16>().expect("a port"));
     let left = || {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there");
+        let table = fs::read_to_string("/proc/net/tcp").expect("it is there");
         let mut lines = table
             .lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>());

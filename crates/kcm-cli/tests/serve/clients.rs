@@ -2,6 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
+    net::Shutdown,
     thread,
     time::{Duration, Instant},
 };
@@ -299,11 +300,29 @@ fn one_that_has_said_all_still_gets_its_answers() {
         let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker]);
         let mut client = server.client();
         (0..5).for_each(|n| client.send([n]));
-        client
-            .0
-            .shutdown(std::net::Shutdown::Write)
-            .expect("half-closed");
+        client.0.shutdown(Shutdown::Write).expect("half-closed");
         (0..5).for_each(|n| assert_eq!(client.recv(), [n]));
         assert_eq!(client.0.read(&mut [0; 1]).expect("the end"), 0);
+    });
+}
+
+#[test]
+fn one_that_has_said_all_and_is_not_answered_is_closed() {
+    with_python(|| {
+        let silent = python("os.write(1, b'')");
+        let dying = python("os._exit(1)");
+        let deaf = python("pass");
+        for (options, worker) in [
+            (&["--workers", "1"][..], &silent),
+            (&["--workers", "1", "--ordered"], &silent),
+            (&["--workers", "2"], &dying),
+            (&["--workers", "1", "--no-reply"], &deaf),
+        ] {
+            let server = Server::start(options, &["python3", "-c", worker]);
+            let mut client = server.client();
+            client.send("the last word");
+            client.0.shutdown(Shutdown::Write).expect("half closed");
+            client.is_closed();
+        }
     });
 }
