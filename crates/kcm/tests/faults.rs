@@ -252,6 +252,27 @@ fn a_half_closed_peer_that_nobody_answers_gets_its_end() {
 }
 
 #[test]
+fn one_that_nobody_answers_gets_its_end_from_a_socket_that_is_polled_too() {
+    bounded(20, || {
+        let mux = mux();
+        let (_, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        socket.set_nonblocking(true).expect("non-blocking");
+        write(&peer, &[numbered(1, 1, 50), numbered(1, 2, 50)].concat());
+        peer.shutdown(Shutdown::Write).expect("half closed");
+        let mut received = 0;
+        wait_until("both came", || {
+            received += usize::from(socket.recv().is_ok());
+            received == 2
+        });
+        // The socket looks once more, and then waits in a poll that tells nothing.
+        assert!(matches!(socket.recv(), Err(kcm::Error::WouldBlock)));
+        assert_eq!(peer.read(&mut [0; 1]).expect("the end"), 0);
+        wait_until("it is gone", || mux.connections().is_empty());
+    });
+}
+
+#[test]
 fn an_urgent_byte_harms_nothing() {
     bounded(20, || {
         for sockets in [1, 2] {

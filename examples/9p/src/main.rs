@@ -76,7 +76,13 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     loop {
         let end = server.next_end()?;
         if server::is_fault(&end.reason) {
-            eprintln!("9p: client {}: {}", end.connection, end.reason);
+            // (Not `eprintln!`: if nobody reads it any more, that is no reason to stop.)
+            let _ = writeln!(
+                io::stderr(),
+                "9p: client {}: {}",
+                end.connection,
+                end.reason
+            );
         }
     }
 }

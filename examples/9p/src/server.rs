@@ -46,6 +46,11 @@ const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(30);
 /// a network may be down without its mounts being lost.
 const GONE_AFTER_MS: u32 = 120_000;
 
+/// One that says nothing is asked by TCP after this time whether it is still there, and then every so
+/// often: without it a client that is gone would keep its locks for hours.
+const PROBED_AFTER: Duration = Duration::from_secs(60);
+const PROBED_EVERY: Duration = Duration::from_secs(15);
+
 /// How a server is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -139,6 +144,8 @@ impl Server {
         }
         // What is accepted takes these over: it lets go of clients that vanish.
         sockopt::set_socket_keepalive(&listener, true)?;
+        sockopt::set_tcp_keepidle(&listener, PROBED_AFTER)?;
+        sockopt::set_tcp_keepintvl(&listener, PROBED_EVERY)?;
         sockopt::set_tcp_user_timeout(&listener, GONE_AFTER_MS)?;
         mux.listen(listener)?;
         Ok(Self { mux, clients })

@@ -280,6 +280,20 @@ fn locks_cut_into_pieces_are_bounded() {
 }
 
 #[test]
+fn broken_clients_are_no_harm_when_nobody_reads_what_is_said_of_them() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let served = Served::logging_to(writer);
+    drop(reader);
+    for _ in 0..8 {
+        let mut broken = served.connect();
+        broken.stream.write_all(&[0xff; 8]).expect("sent");
+        assert!(broken.try_receive().is_err());
+    }
+    let mut c = served.client();
+    c.create(1, "after all");
+}
+
+#[test]
 fn clients_that_come_and_go_leave_nothing() {
     let served = Served::new(&[]);
     let round = || {

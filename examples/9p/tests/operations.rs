@@ -409,6 +409,9 @@ fn a_read_only_server_changes_nothing() {
     ] {
         assert_eq!(c.fails(kind, body), EROFS, "{kind}");
     }
+    // Extended attributes are not for writing, ever.
+    let attribute = at(1).string("user.x").u64(1).u32(0);
+    assert_eq!(c.fails(TXATTRCREATE, attribute), EOPNOTSUPP);
     let after = fs::metadata(served.path("f")).expect("there");
     assert_eq!(
         (before.ctime_nsec(), before.mode()),

@@ -6,7 +6,7 @@ use clap::Parser;
 use kcm::{EndReason, Error};
 use kcm_example_thrift::{
     generated::store::StoreSyncProcessor,
-    server::{Server, Settings},
+    server::{Server, Settings, log},
     store::Store,
 };
 
@@ -54,7 +54,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     loop {
         match server.multiplexor().next_event() {
             Ok(end) if matches!(end.reason, EndReason::Eof | EndReason::Closed) => {}
-            Ok(end) => eprintln!("connection {}: {}", end.connection, end.reason),
+            Ok(end) => log(format_args!(
+                "connection {}: {}",
+                end.connection, end.reason
+            )),
             Err(Error::Closed) => return Ok(()),
             Err(e) => return Err(e.into()),
         }

@@ -8,6 +8,8 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    io::{self, Write as _},
     net::TcpListener,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
@@ -146,7 +148,7 @@ fn work<P: TProcessor>(mux: &Multiplexor, mut socket: Socket, processor: &P) {
         let call = match socket.recv() {
             Ok(call) => call,
             Err(Error::Closed) => return,
-            Err(e) => return eprintln!("a worker ends: {e}"),
+            Err(e) => return log(format_args!("a worker ends: {e}")),
         };
         reply.clear();
         if let Err(e) = wire::answer(processor, &call, &mut reply) {
@@ -162,9 +164,18 @@ fn work<P: TProcessor>(mux: &Multiplexor, mut socket: Socket, processor: &P) {
 
 fn cut_off(mux: &Multiplexor, call: &Message, why: &str) {
     if let Ok(connection) = mux.connection(call.connection()) {
-        eprintln!("connection {} is cut off: {why}", connection.id());
         connection.close();
+        log(format_args!(
+            "connection {} is cut off: {why}",
+            connection.id()
+        ));
     }
+}
+
+/// A line on the standard error. If nobody reads it any more, that is no reason to stop, as it
+/// would be for `eprintln!`.
+pub fn log(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Closes connections without a call between two looks.

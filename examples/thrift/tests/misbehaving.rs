@@ -2,8 +2,9 @@
 //! more memory than the limits say, and the others notice nothing.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -320,4 +321,36 @@ fn idle_connections_do_not_keep_others_out() {
     let mut good = client(address);
     good.ping().expect("it has its turn");
     idle.iter().for_each(is_cut_off);
+}
+
+#[test]
+fn what_is_said_of_them_needs_no_reader() {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    let mut process = Command::new(env!("CARGO_BIN_EXE_thrift-server"))
+        .args(["127.0.0.1:0", "--workers", "2"])
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .expect("it starts");
+    drop(reader);
+    let mut line = String::new();
+    let stdout = process.stdout.take().expect("its output");
+    let read = BufReader::new(stdout).read_line(&mut line);
+    read.expect("its address");
+    let address = line.trim().parse().expect("an address");
+    // No call, which a worker finds; and no frame, which is told as the connection's end.
+    let outcome = thread::spawn(move || {
+        for broken in [framed(b"no call"), vec![0xff; 8]].iter().cycle().take(8) {
+            let mut stream = connect(address);
+            stream.write_all(broken).expect("sent");
+            is_cut_off(&stream);
+        }
+        assert!(client(address).ping().is_ok());
+    })
+    .join();
+    let running = process.try_wait();
+    let _ = process.kill();
+    let _ = process.wait();
+    outcome.expect("as before");
+    assert_eq!(running.expect("a child"), None, "it has ended");
 }

@@ -9,6 +9,7 @@
 //! With `--ordered`, a connection of which a message is in hand is not received from either.
 
 mod relief;
+mod room;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -18,7 +19,7 @@ use std::{
 
 use kcm::{Connection, ConnectionId, EndReason, Error, Multiplexor, Socket, Stream};
 
-use self::relief::Relief;
+use self::{relief::Relief, room::Room};
 use super::{
     log::{Line, Log},
     worker::{Bytes, Job},
@@ -97,6 +98,7 @@ pub(super) struct Clients {
     message_bytes: usize,
     deadline: Duration,
     relief: Relief,
+    room: Room,
 }
 
 /// A client that has not read all of its replies.
@@ -130,6 +132,7 @@ impl Clients {
             message_bytes,
             deadline,
             relief: Relief::default(),
+            room: Room::default(),
         }
     }
 

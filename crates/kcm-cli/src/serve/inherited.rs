@@ -1,8 +1,8 @@
 //! Listening sockets that a service manager has opened: `LISTEN_FDS` of them, from descriptor 3 on,
 //! meant for the process `LISTEN_PID` (sd_listen_fds(3)).
 //!
-//! Contract: [`take`] is called once, before the process opens descriptors that could have these
-//! numbers, and nobody else takes them. The environment says that they are this process's own; one
+//! Contract: [`take`] is called once, while the process has opened no descriptor that could have one
+//! of these numbers (and is still open), and nobody else takes them. The environment says that they are this process's own; one
 //! that is not open is refused before it is owned.
 
 use std::{

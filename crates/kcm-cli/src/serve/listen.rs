@@ -5,16 +5,28 @@ use std::{
     net::TcpListener,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{fs::FileTypeExt as _, net::UnixListener},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use kcm::Stream;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt},
+};
 
 use super::{failure::Failure, inherited};
+
+/// A client that has said nothing for this long is asked by TCP whether it is still there, 1 minute:
+/// rarely enough to cost nothing.
+const PROBED_AFTER: Duration = Duration::from_secs(60);
+/// And asked again, until it has not answered [`PROBES`] times: it is gone 2 minutes after its last
+/// word.
+const PROBED_EVERY: Duration = Duration::from_secs(15);
+const PROBES: u32 = 4;
 
 /// What `--listen` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +75,27 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// All that one `--listen` stands for.
-    pub(super) fn open(address: &Address) -> Result<Vec<Self>, Failure> {
+    /// All that the `--listen`s stand for. What is inherited is taken first, before other
+    /// descriptors could have its numbers.
+    pub(super) fn open_all(addresses: &[Address]) -> Result<Vec<Self>, Failure> {
+        let is_systemd = |address: &&Address| **address == Address::Systemd;
+        let mut inherited = match addresses.iter().filter(is_systemd).count() {
+            0 => Vec::new(),
+            1 => inherited::take().map_err(Failure::Usage)?,
+            _ => {
+                return Err(Failure::Usage(
+                    "--listen systemd: once is enough, for all sockets that are passed on".into(),
+                ));
+            }
+        };
+        let mut listeners = Vec::new();
+        for address in addresses {
+            listeners.extend(Self::open(address, &mut inherited)?);
+        }
+        Ok(listeners)
+    }
+
+    fn open(address: &Address, inherited: &mut Vec<OwnedFd>) -> Result<Vec<Self>, Failure> {
         let opened = match address {
             Address::Tcp(host) => {
                 let listener = TcpListener::bind(host.as_str())
@@ -78,14 +109,13 @@ impl Listener {
                 vec![Self::Unix { listener, path }]
             }
             Address::Systemd => {
-                let inherited = inherited::take().map_err(Failure::Usage)?;
-                let adopted: Result<_, _> = inherited.into_iter().map(Self::adopt).collect();
+                let adopted: Result<_, _> = inherited.drain(..).map(Self::adopt).collect();
                 adopted?
             }
         };
         for listener in &opened {
             listener
-                .set_nonblocking()
+                .prepare()
                 .map_err(Failure::system(format_args!("--listen {listener}")))?;
         }
         Ok(opened)
@@ -107,9 +137,16 @@ impl Listener {
         }
     }
 
-    fn set_nonblocking(&self) -> io::Result<()> {
+    fn prepare(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(listener) => listener.set_nonblocking(true),
+            Self::Tcp(listener) => {
+                // What is accepted takes these over.
+                sockopt::set_socket_keepalive(listener, true)?;
+                sockopt::set_tcp_keepidle(listener, PROBED_AFTER)?;
+                sockopt::set_tcp_keepintvl(listener, PROBED_EVERY)?;
+                sockopt::set_tcp_keepcnt(listener, PROBES)?;
+                listener.set_nonblocking(true)
+            }
             Self::Unix { listener, .. } => listener.set_nonblocking(true),
         }
     }
@@ -129,18 +166,26 @@ impl Listener {
 }
 
 /// Binds, also where a server that is gone has left its socket.
-fn bind_unix(path: &PathBuf) -> io::Result<UnixListener> {
-    let error = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => error,
-        result => return result,
-    };
-    match UnixStream::connect(path) {
-        Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left_over(path) => {
             fs::remove_file(path)?;
             UnixListener::bind(path)
         }
-        _ => Err(error),
+        result => result,
     }
+}
+
+/// Whether this is a socket that nobody listens at. (A file that is none refuses connections, too;
+/// a server that has no time for them now is there nevertheless, and not waited for.)
+fn is_left_over(path: &Path) -> bool {
+    let refuses = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&probe, &SocketAddrUnix::new(path)?)
+    };
+    fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        && refuses() == Err(Errno::CONNREFUSED)
 }
 
 impl AsFd for Listener {

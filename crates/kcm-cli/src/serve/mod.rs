@@ -53,10 +53,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) fn run(options: ServeOptions) -> Result<bool, Failure> {
     let log = Arc::new(Log::new(options.json));
     let limits = MessageLimits::of(&options)?;
-    let mut listeners = Vec::new();
-    for address in &options.listen {
-        listeners.extend(Listener::open(address)?);
-    }
+    let listeners = Listener::open_all(&options.listen)?;
     // Nothing is started before signals are heard.
     let signals = dispatch::signals()?;
     let recipe = Recipe {

@@ -19,8 +19,9 @@ const MOST_IN_FLIGHT: i64 = 1024;
 #[derive(Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct ServeOptions {
-    /// Where clients connect: HOST:PORT (port 0: any that is free), unix:PATH, or systemd for the
-    /// sockets that a service manager passes on (LISTEN_FDS). May be given several times
+    /// Where clients connect: HOST:PORT (port 0: any that is free; [::] takes IPv4, too), unix:PATH,
+    /// or systemd for the sockets that a service manager passes on (LISTEN_FDS). May be given several
+    /// times
     #[arg(long, short, value_name = "ADDR", required = true)]
     pub(crate) listen: Vec<Address>,
 
@@ -73,7 +74,8 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "no_reply")]
     pub(crate) worker_deadline: Option<Duration>,
 
-    /// Connections at once; others wait until one ends
+    /// Connections at once; others wait until one ends, or has sent nothing for the --deadline and
+    /// is closed for them
     #[arg(long, value_name = "N", default_value_t = kcm::DEFAULT_MAX_CONNECTIONS,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) max_connections: usize,
@@ -120,7 +122,7 @@ A worker:
 
 Examples:
   kcm serve --listen 127.0.0.1:7000 --framing u32be+4 -- python3 worker.py
-  kcm serve --listen '[::]:53' --listen 0.0.0.0:53 --framing dns --workers 8 --retry -- ./resolver
+  kcm serve --listen 127.0.0.1:53 --listen '[::1]:53' --framing dns --workers 8 --retry -- ./resolver
   kcm serve --listen unix:/run/jobs.sock --framing varint --no-reply -- ./consume
   kcm serve --listen 127.0.0.1:0 --framing u32be+4 --worker-transport stream --max-message 64M \\
       -- ./worker

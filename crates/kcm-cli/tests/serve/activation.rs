@@ -132,3 +132,27 @@ fn an_inherited_socket_is_no_workers_business() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("systemd-socket-activate"));
 }
+
+#[test]
+fn its_own_sockets_are_not_taken_for_inherited_ones() {
+    if !has("python3") {
+        return;
+    }
+    // No descriptor 3, whatever the environment says; the first socket that is opened has this number.
+    let script = "import os, sys\n\
+                  os.closerange(3, 64)\n\
+                  os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n\
+                  os.execv(sys.argv[1], sys.argv[1:])\n";
+    let refused = |listen: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["60", "python3", "-c", script, env!("CARGO_BIN_EXE_kcm")]);
+        command.args(["serve", "--framing", "u8"]).args(listen);
+        let output = command.args(["--", "cat"]).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let own = refused(&["--listen", "127.0.0.1:0", "--listen", "systemd"]);
+    assert!(own.contains("descriptor 3 is not open"), "{own}");
+    let twice = refused(&["--listen", "systemd", "--listen", "systemd"]);
+    assert!(twice.contains("once is enough"), "{twice}");
+}

@@ -1,7 +1,8 @@
 //! Clients that misbehave: they take no more memory than the limits say, and hold up nobody.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
+    net::Shutdown,
     thread,
     time::{Duration, Instant},
 };
@@ -207,6 +208,70 @@ fn more_than_allowed_wait_for_a_place() {
 }
 
 #[test]
+fn ones_that_say_nothing_keep_nobody_out() {
+    with_python(|| {
+        let worker = python("time.sleep(float(message[4:])); reply(message[4:])");
+        let options = [
+            "--max-connections",
+            "3",
+            "--deadline",
+            "1",
+            "--workers",
+            "2",
+        ];
+        let server = Server::start(&options, &["python3", "-c", &worker]);
+        let mut busy = server.client();
+        let mut silent: Vec<_> = (0..2).map(|_| server.client()).collect();
+        for client in &mut silent {
+            assert_eq!(client.ask("0"), "0");
+        }
+        busy.send("4");
+        // Nobody waits for a place: all may stay.
+        thread::sleep(Duration::from_secs(2));
+        assert!(server.lines("is closed").is_empty());
+        let mut new = server.client();
+        assert_eq!(new.ask("0.0"), "0.0");
+        // One was enough, and who waits for an answer is not silent.
+        assert_eq!(busy.recv(), b"4");
+        assert_eq!(server.lines("others wait for a place").len(), 1);
+        let stays = |client: &mut Client| {
+            client.0.set_read_timeout(Some(A_WHILE)).expect("a timeout");
+            let got = client.0.read(&mut [0; 1]);
+            got.is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
+        };
+        let stay: Vec<bool> = silent.iter_mut().map(stays).collect();
+        assert_eq!(stay.iter().filter(|&&stays| stays).count(), 1, "{stay:?}");
+    });
+}
+
+#[test]
+fn ones_that_are_gone_without_a_word_are_found() {
+    with_python(|| {
+        let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker()]);
+        let mut client = server.client();
+        assert_eq!(client.ask("hi"), "hi");
+        // The system has a timer for the server's end, of the kind keep-alive, and of a minute.
+        let local = format!("0100007F:{:04X}", server.address.port());
+        let left = || {
+            let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there");
+            let mut lines = table
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>());
+            let connection = lines.find(|fields| fields[1] == local && fields[3] == "01")?;
+            // (First it waits for an acknowledgement.)
+            let hundredths = connection[5].strip_prefix("02:")?;
+            u64::from_str_radix(hundredths, 16).ok()
+        };
+        eventually("a timer runs", || left().is_some());
+        assert!(
+            left().is_some_and(|hundredths| hundredths <= 6_100),
+            "{:?}",
+            left()
+        );
+    });
+}
+
+#[test]
 fn a_flood_of_broken_ones_is_no_flood_of_lines() {
     with_python(|| {
         let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker()]);
@@ -235,11 +300,29 @@ fn one_that_has_said_all_still_gets_its_answers() {
         let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker]);
         let mut client = server.client();
         (0..5).for_each(|n| client.send([n]));
-        client
-            .0
-            .shutdown(std::net::Shutdown::Write)
-            .expect("half-closed");
+        client.0.shutdown(Shutdown::Write).expect("half-closed");
         (0..5).for_each(|n| assert_eq!(client.recv(), [n]));
         assert_eq!(client.0.read(&mut [0; 1]).expect("the end"), 0);
+    });
+}
+
+#[test]
+fn one_that_has_said_all_and_is_not_answered_is_closed() {
+    with_python(|| {
+        let silent = python("os.write(1, b'')");
+        let dying = python("os._exit(1)");
+        let deaf = python("pass");
+        for (options, worker) in [
+            (&["--workers", "1"][..], &silent),
+            (&["--workers", "1", "--ordered"], &silent),
+            (&["--workers", "2"], &dying),
+            (&["--workers", "1", "--no-reply"], &deaf),
+        ] {
+            let server = Server::start(options, &["python3", "-c", worker]);
+            let mut client = server.client();
+            client.send("the last word");
+            client.0.shutdown(Shutdown::Write).expect("half closed");
+            client.is_closed();
+        }
     });
 }

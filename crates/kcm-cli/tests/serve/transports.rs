@@ -3,8 +3,16 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpListener,
     os::unix::net::UnixStream,
     process::Command,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    },
 };
 
 use crate::harness::*;
@@ -120,6 +128,56 @@ fn several_addresses_and_a_path() {
         server.signal(rustix::process::Signal::TERM);
         assert!(server.wait().success());
         assert!(!fs::exists(&path).expect("a directory"));
+    });
+}
+
+#[test]
+fn only_what_a_server_has_left_is_removed() {
+    with_python(|| {
+        let directory = Directory::new("left");
+        let path = directory.file("socket");
+        let unix = format!("unix:{path}");
+        let refused = || {
+            let output = usage(&["--listen", &unix, "--framing", "u8", "--", "cat"]);
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{message}");
+            assert!(message.contains("in use"), "{message}");
+        };
+        // A file that is no socket.
+        fs::write(&path, "precious").expect("written");
+        refused();
+        assert_eq!(fs::read(&path).expect("it is there"), b"precious");
+        fs::remove_file(&path).expect("removed");
+
+        // A server that does not accept, so that connections to it would wait. (No other test's
+        // children are to inherit it.)
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let busy = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let busy = busy.expect("a socket");
+        let address = SocketAddrUnix::new(&*path).expect("an address");
+        bind(&busy, &address).expect("bound");
+        listen(&busy, 0).expect("it listens");
+        let waiting: Vec<_> = (0..8)
+            .map(|_| {
+                let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+                let client = client.expect("a socket");
+                let full = connect(&client, &address) == Err(Errno::AGAIN);
+                (client, full)
+            })
+            .collect();
+        assert!(waiting.iter().any(|(_, full)| *full), "its backlog is full");
+        refused();
+        assert!(fs::exists(&path).expect("a directory"));
+
+        // A server that is gone.
+        drop(busy);
+        let server = Server::start(&["--listen", &unix], &["python3", &example("worker.py")]);
+        server.line("listening on unix:");
+        let mut stream = UnixStream::connect(&path).expect("it listens");
+        stream.write_all(&message("unix")).expect("sent");
+        let mut reply = [0; 8];
+        stream.read_exact(&mut reply).expect("a reply");
+        assert_eq!(reply[..], message("UNIX"));
     });
 }
 
@@ -302,6 +360,10 @@ fn what_cannot_be_is_said_with_what_to_do() {
         );
         assert!(message.contains(why), "{arguments:?} said\n{message}");
     }
+}
+
+#[test]
+fn the_help_has_all_and_its_examples_are_accepted() {
     let help = usage(&["--help"]);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     for word in [
@@ -312,4 +374,31 @@ fn what_cannot_be_is_said_with_what_to_do() {
     ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
+    // With a worker that is not there, which is told when all before it is as it should be.
+    let directory = Directory::new("help");
+    let path = format!("unix:{}", directory.file("socket"));
+    let outcome = |options: &str| {
+        // A port that is free; somebody may be quicker.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+        let port = format!(":{}", free.expect("a free port").port());
+        let options = options.replace(":53", &port).replace(":7000", &port);
+        let options = options.replace("unix:/run/jobs.sock", &path);
+        let script = format!("exec \"$0\" serve {options} -- /nonexistent/worker");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_kcm")]);
+        let output = command.output().expect("it starts");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let mut examples = 0;
+    for line in help.replace("\\\n", " ").lines() {
+        let Some(arguments) = line.trim().strip_prefix("kcm serve ") else {
+            continue;
+        };
+        let (options, _) = arguments.split_once(" -- ").expect("a worker");
+        let said: Vec<String> = (0..5).map(|_| outcome(options)).collect();
+        let accepted = |said: &String| said.contains("/nonexistent/worker cannot be started");
+        assert!(said.iter().any(accepted), "{line}\n{said:?}");
+        examples += 1;
+    }
+    assert_eq!(examples, 4, "{help}");
 }

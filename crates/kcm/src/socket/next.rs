@@ -71,6 +71,11 @@ impl Socket {
             }
         }
         let result = self.wait(back, want);
+        if result.is_err() {
+            // It may be long until this socket asks again, and a half-closed connection that it knows
+            // would look as if somebody still worked on its messages.
+            self.known = None;
+        }
         self.after_recv(result.is_ok());
         result
     }

@@ -29,6 +29,7 @@ pub(crate) const TREADLINK: u8 = 22;
 pub(crate) const TGETATTR: u8 = 24;
 pub(crate) const TSETATTR: u8 = 26;
 pub(crate) const TXATTRWALK: u8 = 30;
+pub(crate) const TXATTRCREATE: u8 = 32;
 pub(crate) const TREADDIR: u8 = 40;
 pub(crate) const TFSYNC: u8 = 50;
 pub(crate) const TLOCK: u8 = 52;
@@ -78,6 +79,15 @@ impl Served {
 
     /// The server started by this command.
     pub(crate) fn under(command: &[&str], options: &[&str]) -> Self {
+        Self::start(command, options, Stdio::inherit())
+    }
+
+    /// Its standard error goes there.
+    pub(crate) fn logging_to(log: impl Into<Stdio>) -> Self {
+        Self::start(&["env"], &[], log.into())
+    }
+
+    fn start(command: &[&str], options: &[&str], log: Stdio) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let base = std::env::temp_dir().join(format!("9p-{}-{number}", std::process::id()));
@@ -91,6 +101,7 @@ impl Served {
             .args(options)
             .arg(base.join("root"))
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the server starts");
         let mut address = String::new();

@@ -6,7 +6,11 @@ use kcm::{Error, Stream};
 use rustix::{event::epoll, io::Errno};
 
 use super::{Dispatcher, LISTENER};
-use crate::serve::{clients::TICK, log::Line};
+use crate::serve::{
+    clients::TICK,
+    log::Line,
+    worker::{Job, State},
+};
 
 /// Connections accepted in one turn, before others have theirs.
 const ACCEPTS: usize = 64;
@@ -54,14 +58,31 @@ impl Dispatcher {
         for listener in &self.listeners {
             let _ = epoll::delete(&self.epoll, listener);
         }
-        self.full_until = Some(Instant::now() + TICK);
+        self.wait_for_room();
+    }
+
+    /// Those that say nothing may have to go.
+    fn wait_for_room(&mut self) {
+        let now = Instant::now();
+        self.full_until = Some(now + TICK);
+        let (workers, again, no_reply) = (&self.workers, &self.again, self.options.no_reply);
+        self.clients.make_room(now, || {
+            let hands = workers.iter().filter_map(|worker| match &worker.state {
+                State::Running(process) => Some(&process.hand),
+                State::Waiting(_) | State::Ended => None,
+            });
+            // Who is not answered waits only until it is read.
+            let waits = |job: &&Job| !(no_reply && job.read);
+            let given = hands.flatten().filter(waits).chain(again);
+            given.map(|job| job.connection).collect()
+        });
     }
 
     pub(super) fn accept_again(&mut self) -> Result<(), Errno> {
         if let Some((stream, peer)) = self.unattached.take()
             && !self.attach(stream, peer)
         {
-            self.full_until = Some(Instant::now() + TICK);
+            self.wait_for_room();
             return Ok(());
         }
         self.full_until = None;

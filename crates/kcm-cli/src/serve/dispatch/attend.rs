@@ -174,7 +174,7 @@ impl Dispatcher {
                 self.again.push_front(job);
                 continue;
             }
-            let retry = self.options.retry && !job.retried;
+            let retry = self.options.retry && !job.retried && self.can_give();
             self.report(&job, number, retry);
             if retry {
                 job.retried = true;

@@ -79,8 +79,40 @@ impl Dispatcher {
         self.again.len() + self.workers.iter().map(unfinished).sum::<usize>()
     }
 
+    /// Whether a message can still be given to somebody: workers that end are not started again in
+    /// a drain.
+    pub(super) fn can_give(&self) -> bool {
+        let takes = |worker: &Worker| match &worker.state {
+            State::Running(process) => !process.is_ending(),
+            State::Waiting(_) | State::Ended => false,
+        };
+        self.drain.is_none() || self.workers.iter().any(takes)
+    }
+
+    /// What waits for a worker when there is none left is lost.
+    fn give_up(&mut self) {
+        if self.again.is_empty() || self.can_give() {
+            return;
+        }
+        for job in std::mem::take(&mut self.again) {
+            let id = job.connection;
+            let name = self.clients.peers.name(id);
+            let message = format!(
+                "a message of {} bytes of {name} is given to nobody: no worker is left",
+                job.len_bytes
+            );
+            let line = Line::new("message-lost", message).with("connection", id.as_u64());
+            self.log.write(line.with("len", job.len_bytes));
+            self.clients.finish(id);
+            if let Some(drain) = &mut self.drain {
+                drain.complete = false;
+            }
+        }
+    }
+
     /// The drain's next step; when all workers have ended, whether it was complete.
     pub(super) fn drained(&mut self, now: Instant) -> Option<bool> {
+        self.give_up();
         let in_hand = self.in_hand();
         let drain = self.drain.as_mut()?;
         let over = now >= drain.until;
