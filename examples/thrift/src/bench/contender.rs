@@ -11,12 +11,14 @@ use kcm_example_thrift::{
     server::{Server, Settings},
 };
 
-use crate::{case::Case, dealt, draw::Draw};
+use crate::{case::Case, dealt, draw::Draw, tied};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
-    /// Connections dealt to threads.
+    /// Connections dealt to threads, by hand.
     Dealt,
+    /// A thread for each connection, as Thrift's own server has it.
+    Tied,
     /// One multiplexor; several workers may work for one connection at once.
     Kcm,
     /// One multiplexor; each connection's calls one after the other.
@@ -25,17 +27,19 @@ pub(crate) enum Contender {
 
 /// The serving side of a round.
 pub(crate) enum Running {
-    Dealt(Vec<JoinHandle<io::Result<()>>>),
+    Threads(Vec<JoinHandle<io::Result<()>>>),
     Kcm(Server),
 }
 
 impl Contender {
-    /// The first is what the others are compared with.
-    pub(crate) const ALL: [Self; 3] = [Self::Dealt, Self::Kcm, Self::KcmOrdered];
+    pub(crate) const ALL: [Self; 4] = [Self::Dealt, Self::Tied, Self::Kcm, Self::KcmOrdered];
+    /// Those that the others are compared with.
+    pub(crate) const WITHOUT_KCM: [Self; 2] = [Self::Dealt, Self::Tied];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Dealt => "dealt to threads",
+            Self::Tied => "a thread each",
             Self::Kcm => "KCM",
             Self::KcmOrdered => "KCM, ordered",
         }
@@ -50,19 +54,23 @@ impl Contender {
     ) -> io::Result<(Vec<TcpStream>, Running)> {
         let (clients, servers) = pairs(case.in_flight.len())?;
         let processor = move || BenchSyncProcessor::new(Service { draw });
-        let running = if self == Self::Dealt {
-            Running::Dealt(dealt::start(servers, threads, case.is_work, processor))
-        } else {
-            let settings = Settings {
-                workers: threads,
-                ordered: self == Self::KcmOrdered,
-                ..Settings::default()
-            };
-            let server = Server::start(processor(), settings)?;
-            for stream in servers {
-                server.multiplexor().attach(stream)?;
+        let running = match self {
+            Self::Dealt => {
+                Running::Threads(dealt::start(servers, threads, case.is_work, processor))
             }
-            Running::Kcm(server)
+            Self::Tied => Running::Threads(tied::start(servers, processor)),
+            Self::Kcm | Self::KcmOrdered => {
+                let settings = Settings {
+                    workers: threads,
+                    ordered: self == Self::KcmOrdered,
+                    ..Settings::default()
+                };
+                let server = Server::start(processor(), settings)?;
+                for stream in servers {
+                    server.multiplexor().attach(stream)?;
+                }
+                Running::Kcm(server)
+            }
         };
         Ok((clients, running))
     }
@@ -72,7 +80,7 @@ impl Running {
     /// After the clients have closed.
     pub(crate) fn stop(self) -> io::Result<()> {
         match self {
-            Self::Dealt(threads) => threads.into_iter().try_for_each(|thread| {
+            Self::Threads(threads) => threads.into_iter().try_for_each(|thread| {
                 let result = thread.join();
                 result.unwrap_or_else(|_| Err(io::Error::other("a server's thread has panicked")))
             }),

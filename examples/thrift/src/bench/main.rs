@@ -1,8 +1,9 @@
 //! The three cases that were published for KCM and Thrift, measured: one multiplexor for all
-//! connections against connections dealt to threads.
+//! connections against connections dealt to threads, and against a thread for each connection.
 //!
-//! Both sides of the comparison have the same number of threads, call the same generated processor
-//! by the same code ([`kcm_example_thrift::wire`]), and are asked by the same client, in this
+//! The dealt side has as many threads as KCM, and calls the same generated processor by the same code
+//! ([`kcm_example_thrift::wire`]): what a careful programmer writes by hand. A thread for each is
+//! Thrift's own server. All are asked by the same client, in this
 //! process but on another processor. They take turns, round by round, in rotating order, and only
 //! ratios within a round are compared, for a machine's speed drifts by more than what differs.
 
@@ -15,6 +16,7 @@ mod dealt;
 mod draw;
 mod report;
 mod template;
+mod tied;
 
 use std::{io, process::ExitCode, time::Duration};
 
@@ -27,7 +29,8 @@ use crate::{
     contender::Contender,
 };
 
-/// Measures one multiplexor for all connections against connections dealt to threads.
+/// Measures one multiplexor for all connections against connections dealt to threads, and against a
+/// thread for each connection.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Which cases; all without any.
@@ -39,7 +42,7 @@ struct Arguments {
     /// Seconds that a round measures, after a fifth of that to warm up.
     #[arg(long, default_value_t = 0.5, value_parser = seconds)]
     duration: f64,
-    /// Threads of each server.
+    /// Threads of each server, but of the one with a thread for each connection.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
 }

@@ -49,12 +49,26 @@ pub(crate) fn print(case: &Case, rounds: &[[Sample; Contender::ALL.len()]]) {
         }
         println!();
     }
-    println!("\n| to dealt: median (min to max) | rate | mean | deviation | server CPU |");
+    for base in Contender::WITHOUT_KCM {
+        print_ratios(case, rounds, base);
+    }
+}
+
+/// Those of the contenders behind the one that they are compared with.
+fn print_ratios(case: &Case, rounds: &[[Sample; Contender::ALL.len()]], base: Contender) {
+    println!(
+        "\n| to {}: median (min to max) | rate | mean | deviation | server CPU |",
+        base.name()
+    );
     println!("| --- | --- | --- | --- | --- |");
-    for (which, contender) in Contender::ALL.iter().enumerate().skip(1) {
+    let base = Contender::ALL.iter().position(|other| *other == base);
+    let base = base.expect("it is one of them");
+    for (which, contender) in Contender::ALL.iter().enumerate().skip(base + 1) {
         print!("| {} |", contender.name());
         for figure in &FIGURES {
-            let ratio = |round: &[Sample; 3]| (figure.of)(&round[which]) / (figure.of)(&round[0]);
+            let ratio = |round: &[Sample; Contender::ALL.len()]| {
+                (figure.of)(&round[which]) / (figure.of)(&round[base])
+            };
             let [min, median, max] = spread(rounds.iter().map(ratio));
             print!(" {median:.2} ({min:.2} to {max:.2}) |");
         }
