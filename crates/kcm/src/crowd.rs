@@ -16,7 +16,7 @@
 //!
 //! This is for threads that were *quick* with their last burst: who is long busy may sleep himself.
 //! Should a quick one be long busy this time, one of the sleeping threads (the deputy, `hub.rs`)
-//! takes what it has left within eight milliseconds, and wakes are as before.
+//! takes what it has left within two milliseconds, and wakes are as before.
 //!
 //! Tried before: `sched_yield` instead of sleeping, which halves the deviation and no more, since
 //! there are still as many at work; to go by how late woken threads arrive, which says little, as
