@@ -19,7 +19,7 @@ const MOST_IN_FLIGHT: i64 = 1024;
 #[derive(Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct ServeOptions {
-    /// Where clients connect: HOST:PORT (port 0: any that is free; [::] takes IPv4, too), unix:PATH,
+    /// Where clients connect: HOST:PORT (port 0: any that is free; `[::]` takes IPv4, too), unix:PATH,
     /// or systemd for the sockets that a service manager passes on (LISTEN_FDS). May be given several
     /// times
     #[arg(long, short, value_name = "ADDR", required = true)]
