@@ -5,8 +5,8 @@
 //! message, moved by some places: a length field, or else a varint, which kcm-frame has as plain
 //! values. The next best is a [`Tree`] of decisions between lengths that are sums of such pieces: an
 //! HTTP/2 frame or the preface, a WebSocket header of one of three sizes, a key beside the length.
-//! Anything else is left to the interpreter: lengths that are multiplied, offsets that the message
-//! says, more ways than are worth it.
+//! Anything else is left to the interpreter: offsets that the message says, divisions, more ways than
+//! are worth it; where only some ways come to that, the others are a tree all the same.
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
@@ -250,6 +250,10 @@ impl fmt::Display for Tree {
                 f,
                 "{lengths} lengths from fields, told apart by {n} comparisons"
             ),
+        }?;
+        if self.asks {
+            write!(f, "; the rest is interpreted")?;
         }
+        Ok(())
     }
 }

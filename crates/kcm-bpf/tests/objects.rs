@@ -125,11 +125,14 @@ fn check(source: &Path, object: &[u8]) {
     let insns = elf::load(object, None).unwrap_or_else(|error| panic!("{name}: {error}"));
     check_cases(name, &insns);
     let program = Program::verify(insns).unwrap_or_else(|error| panic!("{name}: {error}"));
-    // Not that one: where it reads is said by the message.
-    if name != "rpc" {
-        let account = program.account().to_string();
-        assert!(!account.contains("interpreted"), "{name}: {account}");
-    }
+    // Of that one, where it reads next is said by the message: but only behind the first fragment.
+    let account = program.account().to_string();
+    let interprets = account.contains("interpreted");
+    assert_eq!(interprets, name == "rpc", "{name}: {account}");
+    assert!(
+        account.contains("length") || account.contains("varint"),
+        "{name}: {account}"
+    );
     let Some(protocol) = protocol_of(source) else {
         return;
     };

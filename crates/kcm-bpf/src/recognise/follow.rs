@@ -51,6 +51,8 @@ pub(super) enum Then {
         outside: usize,
     },
     End(End),
+    /// What follows cannot be said so: it is for the instructions.
+    Ask,
 }
 
 impl Node {
@@ -91,15 +93,15 @@ pub(super) struct End {
     pub(super) class: Option<Number>,
 }
 
-/// All ways of a program: nodes, of which the last one is the first to be asked. Nothing, if the
-/// program does something that cannot be said so.
+/// All ways of a program: nodes, of which the last one is the first to be asked. Nothing, if there
+/// are too many, or the first instructions cannot be said so.
 pub(super) fn follow(verified: &Verified) -> Option<Vec<Node>> {
     let mut follower = Follower {
         verified,
         nodes: Vec::new(),
         steps: 0,
     };
-    let root = follower.way(State::new())?;
+    let root = follower.try_way(State::new())?;
     Some(reached(&follower.nodes, root))
 }
 
@@ -230,8 +232,21 @@ fn zero() -> Value {
 }
 
 impl Follower<'_> {
-    /// The node with which it goes on from a state.
-    fn way(&mut self, mut state: State) -> Option<usize> {
+    /// The node with which it goes on from a state. Nothing, if there are too many.
+    fn way(&mut self, state: State) -> Option<usize> {
+        let node = self.try_way(state);
+        if node.is_some() || self.steps > MAX_STEPS || self.nodes.len() > MAX_NODES {
+            return node;
+        }
+        self.push(Node {
+            need: 0,
+            short: 0,
+            then: Then::Ask,
+        })
+    }
+
+    /// The same; nothing also if it cannot be said in nodes.
+    fn try_way(&mut self, mut state: State) -> Option<usize> {
         loop {
             self.steps += 1;
             if self.steps > MAX_STEPS || state.depth > MAX_DEPTH {

@@ -33,6 +33,8 @@ pub(crate) struct Tree {
     usual: Way,
     pub(super) decisions: usize,
     pub(super) lengths: usize,
+    /// For some messages the instructions are asked.
+    pub(super) asks: bool,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,8 @@ enum Run {
     Length(Sum),
     /// With a key, a class, or both.
     Labelled(Box<(Sum, Option<Sum>, Option<Sum>)>),
+    /// The instructions say it.
+    Ask,
 }
 
 /// Pieces of the message, and a constant.
@@ -81,9 +85,10 @@ struct Piece {
 const MAX_PIECES: usize = 8;
 
 impl Tree {
-    /// Nothing, if some number takes more pieces than is worth it.
+    /// Nothing, if some number takes more pieces than is worth it, or no message has a length without
+    /// the instructions.
     pub(super) fn new(nodes: &[Node]) -> Option<Self> {
-        let (mut decisions, mut lengths) = (0, 0);
+        let (mut decisions, mut lengths, mut asks) = (0, 0, false);
         let mut steps = Vec::with_capacity(nodes.len());
         let mut ways = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -109,6 +114,10 @@ impl Tree {
                         outside: *outside,
                     }
                 }
+                Then::Ask => {
+                    asks = true;
+                    Run::Ask
+                }
                 Then::End(follow::End { result, key, class }) => {
                     let is_length =
                         (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
@@ -132,12 +141,16 @@ impl Tree {
             ways.push(Way::new(ways.len(), &step, &ways));
             steps.push(step);
         }
+        if asks && lengths == 0 {
+            return None;
+        }
         Some(Self {
             usual: ways.last()?.clone(),
             ways,
             steps,
             decisions,
             lengths,
+            asks,
         })
     }
 
@@ -160,34 +173,34 @@ impl Tree {
         }
     }
 
-    /// What the program says of bytes that begin at a message's first one.
+    /// What the program says of bytes that begin at a message's first one; `ask` asks its instructions.
     ///
     /// (All in one: a verdict that a call gives is written in parts and read as a whole, for which the
     /// processor waits longer than for the rest.)
     #[inline(always)]
-    pub(crate) fn parse(&self, bytes: &[u8]) -> Verdict {
+    pub(crate) fn parse(&self, bytes: &[u8], ask: impl FnOnce() -> Verdict) -> Verdict {
         let mut way = &self.usual;
         loop {
             match way.end(bytes) {
                 End::Length(length) => return Verdict::message(length.get()),
                 End::Turn(at) => match self.ways.get(at) {
                     Some(next) => way = next,
-                    None => return self.go_on(at, bytes),
+                    None => return self.go_on(at, bytes, ask),
                 },
                 End::Other(other) => {
                     let Some((length, key, class)) = other.values(bytes) else {
-                        return self.go_on(way.begin(), bytes);
+                        return self.go_on(way.begin(), bytes, ask);
                     };
                     return labelled(length, key, class, bytes.len());
                 }
-                End::Step(at) => return self.go_on(at, bytes),
+                End::Step(at) => return self.go_on(at, bytes, ask),
             }
         }
     }
 
     /// The same from a step on, for all of them.
     #[inline(never)]
-    fn go_on(&self, mut at: usize, bytes: &[u8]) -> Verdict {
+    fn go_on(&self, mut at: usize, bytes: &[u8], ask: impl FnOnce() -> Verdict) -> Verdict {
         while let Some(step) = self.steps.get(at) {
             if bytes.len() < step.need {
                 at = step.short;
@@ -217,6 +230,7 @@ impl Tree {
                     let result = low(sum.of(bytes)).cast_signed();
                     return Verdict::from_kernel(result, bytes.len());
                 }
+                Run::Ask => return ask(),
                 Run::Labelled(sums) => {
                     let (length, key, class) = &**sums;
                     let value = |sum: &Sum| low(sum.of(bytes));

@@ -141,7 +141,7 @@ impl Way {
                 way.need = way.need.max(need);
                 Some(way)
             }
-            Run::Decide { .. } => None,
+            Run::Decide { .. } | Run::Ask => None,
             Run::Length(sum) => {
                 let length = Changed::new(sum)?;
                 if !length.then.is_empty() || sum.is_constant() {
