@@ -161,6 +161,13 @@ fn what_announces_too_long_a_message_is_cut_off_at_once() {
     long.write_all(&len.to_be_bytes()).expect("sent");
     long.write_all(&vec![0x80; MAX_MESSAGE_BYTES / 2])
         .expect("sent");
+    wait_until("it is begun", || {
+        let stats = server.multiplexor().stats();
+        stats
+            .connections
+            .iter()
+            .any(|connection| connection.in_message)
+    });
     good.ping().expect("others go on");
     assert_eq!(server.multiplexor().connections().len(), 2);
 }
