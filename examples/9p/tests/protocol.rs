@@ -2,6 +2,8 @@
 //! cannot do.
 
 mod client;
+#[path = "../../../crates/kcm-cli/tests/serve/keepalive.rs"]
+mod keepalive;
 
 use client::*;
 use std::{
@@ -467,22 +469,12 @@ fn a_client_that_is_gone_without_a_word_is_found() {
     let served = Served::new(&[]);
     let mut c = served.client();
     assert_eq!(c.walk(0, 1, &[]), Ok(0));
-    // The system has a timer for the server's end, of the kind keep-alive, and of a minute.
     let (_, port) = served.address.rsplit_once(':').expect("an address");
-    let local = format!("0100007F:{:04X}", port.parse::<u16>().expect("a port"));
-    let left = || {
-        let table = fs::read_to_string("/proc/net/tcp").expect("it is there");
-        let mut lines = table
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let connection = lines.find(|fields| fields[1] == local && fields[3] == "01")?;
-        // (First it waits for an acknowledgement.)
-        let hundredths = connection[5].strip_prefix("02:")?;
-        u64::from_str_radix(hundredths, 16).ok()
-    };
+    let port = port.parse().expect("a port");
+    let left = || keepalive::time_left(port);
     eventually("a timer runs", || left().is_some());
     assert!(
-        left().is_some_and(|hundredths| hundredths <= 6_100),
+        left().is_some_and(|left| left <= Duration::from_secs(61)),
         "{:?}",
         left()
     );

@@ -2,8 +2,8 @@
 //! meant for the process `LISTEN_PID` (sd_listen_fds(3)).
 //!
 //! Contract: [`take`] is called once, while the process has opened no descriptor that could have one
-//! of these numbers (and is still open), and nobody else takes them. The environment says that they are this process's own; one
-//! that is not open is refused before it is owned.
+//! of these numbers (and is still open), and nobody else takes them. The environment says that they
+//! are this process's own; one that is not open is refused before it is owned.
 
 use std::{
     env, fs,

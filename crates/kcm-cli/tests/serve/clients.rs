@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::*;
+use crate::{harness::*, keepalive};
 
 /// Echoes; `big` is answered by 100 kB.
 fn worker() -> String {
@@ -250,21 +250,10 @@ fn ones_that_are_gone_without_a_word_are_found() {
         let server = Server::start(&["--workers", "1"], &["python3", "-c", &worker()]);
         let mut client = server.client();
         assert_eq!(client.ask("hi"), "hi");
-        // The system has a timer for the server's end, of the kind keep-alive, and of a minute.
-        let local = format!("0100007F:{:04X}", server.address.port());
-        let left = || {
-            let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there");
-            let mut lines = table
-                .lines()
-                .map(|line| line.split_whitespace().collect::<Vec<_>>());
-            let connection = lines.find(|fields| fields[1] == local && fields[3] == "01")?;
-            // (First it waits for an acknowledgement.)
-            let hundredths = connection[5].strip_prefix("02:")?;
-            u64::from_str_radix(hundredths, 16).ok()
-        };
+        let left = || keepalive::time_left(server.address.port());
         eventually("a timer runs", || left().is_some());
         assert!(
-            left().is_some_and(|hundredths| hundredths <= 6_100),
+            left().is_some_and(|left| left <= Duration::from_secs(61)),
             "{:?}",
             left()
         );

@@ -4,6 +4,7 @@
 mod activation;
 mod clients;
 mod harness;
+mod keepalive;
 mod stopping;
 mod transports;
 mod workers;
