@@ -26,7 +26,6 @@ use kcm_frame::Step;
 use crate::{
     message::Message,
     mux::Mux,
-    origin::Origin,
     psock::Psock,
     receive::{Fill, Rx},
     socket::SocketState,
@@ -185,11 +184,10 @@ impl Mux {
         self.watch.end_alone();
         // The connection is in no epoll that would tell of more.
         psock.edge.store(true, Ordering::Relaxed);
-        let (mut buffer, position) = single?;
-        psock.count_received(state, 1, buffer.len());
+        let single = single?;
+        psock.count_received(state, 1, single.len());
         drop(rx);
-        buffer.set_owner(Some(Origin::new(psock.clone(), buffer.len(), position)));
-        Some(Message::new(buffer.into_slice(0)))
+        Some(single.into_message(psock.clone()))
     }
 
     fn receive_alone(

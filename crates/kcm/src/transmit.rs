@@ -110,15 +110,11 @@ impl Transmit {
             return Ok(());
         }
         crate::gather::flush_before(psock);
+        if !hold {
+            return self.send_checked(psock, pieces, addressed, wait);
+        }
         self.check(pieces)?;
-        let (result, left) = if hold {
-            self.queue.hold(pieces, addressed, wait)
-        } else {
-            match self.queue.send(pieces, addressed, wait) {
-                None => return Ok(()),
-                Some(outcome) => *outcome,
-            }
-        };
+        let (result, left) = self.queue.hold(pieces, addressed, wait);
         self.see_to(psock, left);
         result
     }
@@ -134,8 +130,20 @@ impl Transmit {
         if pieces.iter().all(|piece| piece.is_empty()) {
             return Ok(());
         }
+        self.send_checked(psock, pieces, true, wait)
+    }
+
+    /// Sends what is not empty.
+    #[inline(always)]
+    fn send_checked(
+        &self,
+        psock: &Arc<Psock>,
+        pieces: &[IoSlice<'_>],
+        addressed: bool,
+        wait: Wait,
+    ) -> Result<()> {
         self.check(pieces)?;
-        let Some(outcome) = self.queue.send(pieces, true, wait) else {
+        let Some(outcome) = self.queue.send(pieces, addressed, wait) else {
             return Ok(());
         };
         let (result, left) = *outcome;

@@ -5,13 +5,16 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{CHUNK_BYTES, ROOM_BYTES, Rx, SETTLE_BYTES, single::SPARE_BYTES};
+use super::{CHUNK_BYTES, ROOM_BYTES, Rx, SETTLE_BYTES};
 use crate::{
     chunk::Buffer,
     memory::{LEAST_BYTES, Room, Wanted},
     origin::Origin,
     psock::Psock,
 };
+
+/// Room beyond what a read usually brings: one that fills its room has to be followed by another.
+pub(super) const SPARE_BYTES: usize = 64;
 
 thread_local! {
     /// One chunk that this thread reads into next.

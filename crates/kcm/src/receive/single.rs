@@ -16,13 +16,37 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Rx, SETTLE_BYTES, room::keep_spare};
+use super::{
+    Rx, SETTLE_BYTES,
+    room::{SPARE_BYTES, keep_spare},
+};
 use crate::{
     chunk::Buffer, message::Message, mux::Mux, origin::Origin, psock::Psock, socket::SocketState,
 };
 
-/// A read that fills its room has to be followed by another.
-pub(super) const SPARE_BYTES: usize = 64;
+/// What was read of a connection: one whole native message and no more, already charged to the memory.
+pub(crate) struct Single {
+    buffer: Buffer<Origin>,
+    /// Its place in the stream.
+    position: u64,
+}
+
+impl Single {
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The message, which takes over the memory that it was read into.
+    #[inline]
+    pub(crate) fn into_message(self, psock: Arc<Psock>) -> Message {
+        let Self {
+            mut buffer,
+            position,
+        } = self;
+        buffer.set_owner(Some(Origin::new(psock, buffer.len(), position)));
+        Message::new(buffer.into_slice(0))
+    }
+}
 
 impl Mux {
     /// Takes a message from a connection whose claim the caller has, if it is a small one that came
@@ -42,16 +66,15 @@ impl Mux {
         let mut rx = psock.rx();
         let at_rest = rx.is_at_rest();
         let single = at_rest.then(|| rx.read_single(&psock, false)).flatten();
-        let Some((mut buffer, position)) = single else {
+        let Some(single) = single else {
             drop(rx);
             return Err(psock);
         };
         psock.end_partial();
         psock.class.store(0, Ordering::Relaxed);
-        psock.count_received(state, 1, buffer.len());
+        psock.count_received(state, 1, single.len());
         drop(rx);
-        buffer.set_owner(Some(Origin::new(psock, buffer.len(), position)));
-        let message = Message::new(buffer.into_slice(0));
+        let message = single.into_message(psock);
         let psock = message.psock();
         psock.release(psock.edge.load(Ordering::Relaxed));
         Ok(message)
@@ -74,15 +97,10 @@ impl Rx {
         self.buffer.is_none() && self.early.is_empty() && self.returned.is_empty() && !self.pass
     }
 
-    /// Reads once, for a connection at rest; `blocking`: waits until there is something. One whole
-    /// native message and no more, already charged to the memory, and its place in the stream; anything
-    /// else that was read stays here.
+    /// Reads once, for a connection at rest; `blocking`: waits until there is something. Anything else
+    /// that was read stays here.
     #[inline]
-    pub(crate) fn read_single(
-        &mut self,
-        psock: &Arc<Psock>,
-        blocking: bool,
-    ) -> Option<(Buffer<Origin>, u64)> {
+    pub(crate) fn read_single(&mut self, psock: &Arc<Psock>, blocking: bool) -> Option<Single> {
         let carrier = self.carrier.as_ref()?;
         let memory = &psock.mux.memory;
         let capacity = self.usual_bytes + SPARE_BYTES;
@@ -106,7 +124,7 @@ impl Rx {
             return None;
         }
         self.stream_position += n as u64;
-        Some((buffer, position))
+        Some(Single { buffer, position })
     }
 
     /// Nothing was read: the general way goes on with this.

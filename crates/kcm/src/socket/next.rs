@@ -32,41 +32,16 @@ impl Socket {
             self.solo = false;
             self.mux.break_solo();
         }
-        if !self.must_ask_again() {
+        let mut back = None;
+        if self.must_ask_again() {
+            if let Some(message) = self.go_on(want, &mut back) {
+                self.after_recv(true);
+                return Ok(message);
+            }
+        } else {
             // Replies to the last batch.
             gather::end();
             if let Some(message) = self.next_at_once(want) {
-                return Ok(message);
-            }
-        }
-        if let Some((message, from)) = self.partial.take() {
-            self.after_recv(true);
-            return Ok(message.share_from(from));
-        }
-        if let Some(message) = self.granted.next() {
-            self.after_recv(true);
-            return Ok(message);
-        }
-        // Replies to the last batch: a hand that ends has sent its own.
-        let mut back = None;
-        if self.hand.is_none() {
-            gather::end();
-        } else {
-            back = self.end_hand();
-            if let Some(message) = self.granted.next() {
-                self.after_recv(true);
-                return Ok(message);
-            }
-        }
-        self.finish_ordered();
-        if self.keyed {
-            if self.state.is_receive_disabled() {
-                self.finish_keys();
-            } else if let Some(message) = self.next_by_key(want) {
-                if let Some(psock) = back {
-                    psock.release(true);
-                }
-                self.after_recv(true);
                 return Ok(message);
             }
         }
@@ -80,9 +55,42 @@ impl Socket {
         result
     }
 
+    /// The next message of what this socket has in hand. If there is none, that is finished; `back` is
+    /// the connection of a walk that has ended.
+    fn go_on(&mut self, want: usize, back: &mut Option<Arc<Psock>>) -> Option<Message> {
+        if let Some((message, from)) = self.partial.take() {
+            return Some(message.share_from(from));
+        }
+        if let Some(message) = self.granted.next() {
+            return Some(message);
+        }
+        // Replies to the last batch: a hand that ends has sent its own.
+        if self.hand.is_none() {
+            gather::end();
+        } else {
+            *back = self.end_hand();
+            if let Some(message) = self.granted.next() {
+                return Some(message);
+            }
+        }
+        self.finish_ordered();
+        if !self.keyed {
+            return None;
+        }
+        if self.state.is_receive_disabled() {
+            self.finish_keys();
+            return None;
+        }
+        let message = self.next_by_key(want)?;
+        if let Some(psock) = back.take() {
+            psock.release(true);
+        }
+        Some(message)
+    }
+
     /// Takes a message from a connection that is ready, for a socket with nothing in hand, if there is
-    /// nothing else to see to: of many connections the usual case, and a few lines of the processor's
-    /// cache for it (`receive/single.rs`).
+    /// nothing else to see to, descriptors that are polled included: of many connections the usual case,
+    /// and a few lines of the processor's cache for it (`receive/single.rs`).
     #[inline]
     fn next_at_once(&mut self, want: usize) -> Option<Message> {
         let hub = &self.mux.hub;
