@@ -13,11 +13,11 @@ use std::{
 use common::*;
 
 /// Requests under way, each burst sent in one write once the one before is answered.
-const UNDER_WAY: usize = 64;
+const UNDER_WAY: usize = 32;
 const BODY: &[u8] = b"ping";
 /// Half of the replies take as long as a send; all of them less, in a debug build too, than replies
 /// wait for one another.
-const WORK: Duration = Duration::from_nanos(200);
+const WORK: Duration = Duration::from_nanos(300);
 /// Longer than it takes to be idle.
 const PAUSE: Duration = Duration::from_micros(100);
 const ROUNDS: usize = 300;
