@@ -6,8 +6,12 @@
 //! load, a byte swap and an addition. It also runs backwards, which makes the
 //! header of a message to be sent.
 
+mod plain;
+
 use crate::errno::EPROTO;
 use crate::{Fault, FrameError, Header, Verdict};
+use plain::NOWHERE;
+pub use plain::PlainField;
 
 /// Greatest offset of a length field in bytes: it lies in the first 64 KiB,
 /// where [`DEFAULT_MAX_HEADER_BYTES`](crate::DEFAULT_MAX_HEADER_BYTES) ends too.
@@ -41,25 +45,14 @@ pub enum Endian {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LengthField {
-    // `plain_at`, `unused_bits`, `least` and `span` follow from the other fields; each
-    // setter makes them anew.
-    /// The offset of a *plain* field, one without arithmetic but a shift and the bias; of any other
-    /// beyond all bytes, so that one comparison tells both.
-    plain_at: usize,
-    /// Bits by which the field is narrower than 64.
-    unused_bits: u32,
-    /// The same and the shift, if the field is plain: both are one shift then.
-    spare_bits: u32,
+    /// What follows from the other fields, for the usual way; each setter makes it anew. Of a field
+    /// that is not plain it lies beyond all bytes, so that one comparison tells both.
+    plain: PlainField,
     pub(crate) endian: Endian,
     pub(crate) width: usize,
     pub(crate) offset: usize,
     /// `offset + width`: bytes that must be there, and the shortest message.
     end: usize,
-    /// The least number of bytes, before the bias, that gives a length.
-    least: u64,
-    /// How far above `least` such numbers go. Both make one comparison of what
-    /// would be three: below the header's end, below zero, beyond 64 bits.
-    span: u64,
     pub(crate) bias: i64,
     pub(crate) mask: u64,
     pub(crate) shift: u32,
@@ -84,16 +77,12 @@ impl LengthField {
             return Err(FrameError::FieldOffset { offset });
         }
         let field = Self {
-            plain_at: usize::MAX,
-            unused_bits: 0,
-            spare_bits: 0,
+            plain: PlainField::nowhere(),
             // One byte has no order; equal fields shall compare as equal.
             endian: if width == 1 { Endian::Big } else { endian },
             width,
             offset,
             end: offset + width,
-            least: 0,
-            span: 0,
             bias: 0,
             mask: full_mask(width),
             shift: 0,
@@ -160,14 +149,18 @@ impl LengthField {
     #[must_use]
     pub fn parse(&self, bytes: &[u8]) -> Verdict {
         // One load for all widths, and branches that always go the same way.
-        if let Some(word) = bytes.get(self.plain_at..).and_then(<[u8]>::first_chunk) {
-            let value = match self.endian {
-                Endian::Big => u64::from_be_bytes(*word) >> self.spare_bits,
-                Endian::Little => u64::from_le_bytes(*word) << self.unused_bits >> self.spare_bits,
-            };
-            return self.conclude(value, bytes.len());
+        let word = bytes.get(self.plain.offset..).and_then(<[u8]>::first_chunk);
+        match word.and_then(|word| self.plain.length(*word)) {
+            Some(len) => Verdict::message(len),
+            None => self.parse_general(bytes),
         }
-        self.parse_general(bytes)
+    }
+
+    /// The field by itself, for who reads the lengths of many messages: those of at most `max_len` bytes.
+    /// `None` if there is more to it than a shift and a bias.
+    #[must_use]
+    pub fn plain(&self, max_len: u64) -> Option<PlainField> {
+        self.plain.up_to(max_len)
     }
 
     /// The header that goes before a body of `body_len` bytes: all zero but the
@@ -235,13 +228,11 @@ impl LengthField {
     }
 
     /// The verdict for a number of bytes to which the bias is still to be added; `have` are there.
-    #[inline(always)]
     fn conclude(&self, unbiased: u64, have: usize) -> Verdict {
-        if unbiased.wrapping_sub(self.least) > self.span {
-            return self.out_of_range(unbiased, have);
+        match self.plain.biased(unbiased) {
+            Some(len) => Verdict::message(len),
+            None => self.out_of_range(unbiased, have),
         }
-        // Does not wrap: that is what the comparison was about.
-        Verdict::message(unbiased.wrapping_add_signed(self.bias))
     }
 
     /// The same for a number that gives no length, or none that a native framing gives at once.
@@ -350,30 +341,21 @@ impl LengthField {
             let bias = self.bias as i32;
             self.bias = bias as i64;
         }
-        let (end, bias) = (self.end as u64, self.bias.unsigned_abs());
         let longest = if self.in_32_bits {
             LONGEST_IN_32_BITS
         } else {
             u64::MAX
         };
-        // Neither sum overflows: `end` is small, and the bias has 63 bits.
-        let (least, most) = if self.bias < 0 {
-            (end + bias, longest.saturating_add(bias))
-        } else {
-            (end.saturating_sub(bias), longest - bias)
-        };
-        self.least = least;
-        self.span = most - least;
         #[expect(clippy::cast_possible_truncation, reason = "the width is 1 to 8")]
         let bits = 8 * self.width as u32;
         let is_plain = self.mask == full_mask(self.width) && self.shift < bits && self.scale == 1;
-        self.plain_at = if is_plain { self.offset } else { usize::MAX };
-        self.unused_bits = 64 - bits;
-        self.spare_bits = if is_plain {
-            self.unused_bits + self.shift
-        } else {
-            self.unused_bits
-        };
+        let at = if is_plain { self.offset } else { NOWHERE };
+        let shift = if is_plain { self.shift } else { 0 };
+        self.plain = PlainField::new(at, self.endian, bits, shift).with_lengths(
+            self.end as u64,
+            longest,
+            self.bias,
+        );
         self
     }
 }

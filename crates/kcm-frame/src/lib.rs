@@ -60,7 +60,7 @@ pub use error::{Fault, FrameError};
 pub use fixed::Fixed;
 pub use framing::{FrameFn, Framing, Native, ParserFactory, Stateless};
 pub use header::{Header, MAX_HEADER};
-pub use length_field::{Endian, LengthField, MAX_FIELD_OFFSET};
+pub use length_field::{Endian, LengthField, MAX_FIELD_OFFSET, PlainField};
 pub use limits::{
     DEFAULT_ASSEMBLY_DEADLINE, DEFAULT_MAX_HEADER_BYTES, DEFAULT_MAX_MESSAGE_BYTES, Limits,
 };

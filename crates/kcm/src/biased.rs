@@ -9,34 +9,39 @@
 //! # Contract of the unsafe code
 //!
 //! [`Biased::own`] is called by one thread only, the owner, and not from within itself. The value
-//! is touched by the owner between its store to `active` and the next, having seen `revoked` false
-//! in between; by others when they have set `revoked` (under `others`), passed the barrier, and
+//! is touched by the owner between its store to `active` and the next, having seen it not revoked
+//! in between; by others when they have revoked it (under `others`), passed the barrier, and
 //! seen `active` false. The barrier makes at least one side see the other.
 
 use std::{cell::UnsafeCell, sync::atomic::compiler_fence};
 
 use crate::{
-    sync::{AtomicBool, Mutex, Ordering, fence, lock, yield_now},
+    sync::{AtomicBool, AtomicU8, Mutex, Ordering, fence, lock, yield_now},
     sys,
 };
 
 pub(crate) struct Biased<T> {
-    asymmetric: bool,
     active: AtomicBool,
-    revoked: AtomicBool,
+    /// [`REVOKED`] and [`FENCED`]; neither, as a rule.
+    flags: AtomicU8,
     others: Mutex<()>,
     value: UnsafeCell<T>,
 }
+
+/// Somebody else has it, or waits for it.
+const REVOKED: u8 = 1;
+/// The others' barrier does not reach the owner, which has to fence itself.
+const FENCED: u8 = 2;
 
 // SAFETY: the value is reached by one thread at a time (the contract above).
 unsafe impl<T: Send> Sync for Biased<T> {}
 
 impl<T> Biased<T> {
     pub(crate) fn new(value: T) -> Self {
+        let fenced = if sys::membarrier_ready() { 0 } else { FENCED };
         Self {
-            asymmetric: sys::membarrier_ready(),
             active: AtomicBool::new(false),
-            revoked: AtomicBool::new(false),
+            flags: AtomicU8::new(fenced),
             others: Mutex::new(()),
             value: UnsafeCell::new(value),
         }
@@ -47,22 +52,15 @@ impl<T> Biased<T> {
     /// # Safety
     ///
     /// Always the same thread calls this, and `access` does not call it again.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn own<R>(&self, access: impl FnOnce(&mut T) -> R) -> R {
-        loop {
-            // SYNC: with `others` below: this store and the load after it stand in this order for
-            // a thread that has passed the barrier there.
-            self.active.store(true, Ordering::Relaxed);
-            if self.asymmetric {
-                compiler_fence(Ordering::SeqCst);
-            } else {
-                fence(Ordering::SeqCst);
-            }
-            // SYNC: acquire, with the release store of `revoked` in `others`.
-            if !self.revoked.load(Ordering::Acquire) {
-                break;
-            }
-            self.step_aside();
+        // SYNC: with `others` below: this store and the load after it stand in this order for
+        // a thread that has passed the barrier there.
+        self.active.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        // SYNC: acquire, with the release of `flags` in `others`.
+        if self.flags.load(Ordering::Acquire) != 0 {
+            self.become_active();
         }
         // SAFETY: active, and not revoked: others wait until this thread is done.
         let result = access(unsafe { &mut *self.value.get() });
@@ -71,8 +69,22 @@ impl<T> Biased<T> {
         result
     }
 
-    /// Waits until nobody else has it.
+    /// The same up to there, where there is more to it than that.
     #[cold]
+    #[inline(never)]
+    fn become_active(&self) {
+        loop {
+            self.active.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            // SYNC: as in `own`.
+            if self.flags.load(Ordering::Acquire) & REVOKED == 0 {
+                break;
+            }
+            self.step_aside();
+        }
+    }
+
+    /// Waits until nobody else has it.
     fn step_aside(&self) {
         self.active.store(false, Ordering::Release);
         drop(lock(&self.others));
@@ -81,9 +93,9 @@ impl<T> Biased<T> {
     /// Anybody else's access: waits for the owner, and keeps it out meanwhile.
     pub(crate) fn others<R>(&self, access: impl FnOnce(&mut T) -> R) -> R {
         let _others = lock(&self.others);
-        self.revoked.store(true, Ordering::Relaxed);
+        let before = self.flags.fetch_or(REVOKED, Ordering::Relaxed);
         // SYNC: with `own`.
-        if self.asymmetric {
+        if before & FENCED == 0 {
             sys::membarrier();
         } else {
             fence(Ordering::SeqCst);
@@ -93,8 +105,8 @@ impl<T> Biased<T> {
         }
         // SAFETY: revoked and not active: the owner waits for `others`, which this thread holds.
         let result = access(unsafe { &mut *self.value.get() });
-        // SYNC: release, with the acquire load of `revoked` in `own`.
-        self.revoked.store(false, Ordering::Release);
+        // SYNC: release, with the acquire load of `flags` in `own`.
+        self.flags.fetch_and(!REVOKED, Ordering::Release);
         result
     }
 }

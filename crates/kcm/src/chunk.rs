@@ -20,7 +20,7 @@
 //! # Contract of the unsafe code
 //!
 //! - `Block::refs` counts one for the `Buffer`, one for each `Slice`, and what is left in each
-//!   `Credit` and each `Row`. Whoever takes it to 0 frees the block, and nobody touches the block after giving up
+//!   `Credit`. Whoever takes it to 0 frees the block, and nobody touches the block after giving up
 //!   a reference.
 //! - Bytes below `Buffer::initialised` are initialised, which is not below `filled`; those above may
 //!   not be.
@@ -39,7 +39,7 @@ use std::{
 
 mod credit;
 
-pub(crate) use credit::{Credit, Row};
+pub(crate) use credit::Credit;
 
 use crate::sync::{AtomicUsize, Ordering, fence};
 use credit::WALKED;

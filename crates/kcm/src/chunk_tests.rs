@@ -40,6 +40,35 @@ mod plain {
     }
 
     #[test]
+    fn a_credit_shows_words_and_gives_views_where_they_are_there() {
+        let mut buffer: Buffer<()> = Buffer::with_capacity(16);
+        buffer.extend(b"abcdefghijklmn");
+        let mut credit = buffer.credit(1..14);
+        assert_eq!(credit.word(), None);
+        credit.set_words(2, 5);
+        assert_eq!(credit.word(), Some(*b"defghijk"));
+        // None, more than there are, or refused: nothing changes.
+        for (len, agrees) in [(0, true), (14, true), (usize::MAX, true), (3, false)] {
+            assert!(credit.take_if(len, |_, _| agrees).is_none());
+            assert_eq!((credit.position(), credit.left()), (1, 13));
+        }
+        let view = credit.take_if(3, |position, left| (position, left) == (4, 12));
+        assert_eq!(&*view.expect("agreed"), b"bcd");
+        assert_eq!(credit.word(), Some(*b"ghijklmn"));
+        credit.take(1);
+        // The last 8 bytes are passed, or it was not to look further.
+        assert_eq!(credit.word(), None);
+        credit.set_words(0, 6);
+        assert_eq!(credit.word(), Some(*b"fghijklm"));
+        credit.set_words(0, 5);
+        assert_eq!(credit.word(), None);
+        credit.set_words(usize::MAX, usize::MAX);
+        assert_eq!(credit.word(), None);
+        assert_eq!(credit.take(9).len(), 9);
+        assert!(credit.take_if(1, |_, _| true).is_none());
+    }
+
+    #[test]
     #[should_panic(expected = "is_unique")]
     fn a_shared_buffer_is_not_moved() {
         let mut buffer: Buffer<()> = Buffer::with_capacity(8);

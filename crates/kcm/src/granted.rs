@@ -2,16 +2,11 @@
 //!
 //! A batch among several sockets takes its share of a burst at once, under the lock of the
 //! receiving side. That only finds where each message ends; references for all of them are bought
-//! together, and the messages are made, a row at a time, as the batch is walked through.
+//! together, and the messages are made as the batch is walked through.
 
 use std::collections::VecDeque;
 
-use crate::{
-    chunk::{Credit, Row},
-    message::Message,
-    origin::Origin,
-    walk::Lens,
-};
+use crate::{chunk::Credit, message::Message, origin::Origin};
 
 #[derive(Default)]
 pub(crate) struct Granted {
@@ -48,46 +43,18 @@ impl Granted {
         self.share = Some(share);
     }
 
-    /// One that comes before all others.
-    pub(crate) fn push_front(&mut self, message: Message) {
-        self.messages.push_front(message);
-    }
-
     /// The next message.
     pub(crate) fn next(&mut self) -> Option<Message> {
-        let single = self.next_single();
-        single.or_else(|| {
-            let len = *self.lens.get(self.next)? as usize;
-            let slice = self.share.as_mut()?.take(len);
-            self.handed_out(1);
-            Some(Message::new(slice))
-        })
-    }
-
-    /// The next message, if it exists already.
-    pub(crate) fn next_single(&mut self) -> Option<Message> {
-        self.messages.pop_front()
-    }
-
-    /// The next messages of a share, at most `most`.
-    pub(crate) fn next_row(&mut self, most: usize, lens: &mut Lens) -> Option<Row<Origin>> {
-        let share = self.share.as_mut()?;
-        let (mut views, mut bytes) = (0, 0);
-        for (place, &len) in lens.iter_mut().zip(&self.lens[self.next..]).take(most) {
-            *place = len;
-            bytes += len as usize;
-            views += 1;
+        if let Some(message) = self.messages.pop_front() {
+            return Some(message);
         }
-        let row = share.take_row(bytes, views);
-        self.handed_out(views);
-        Some(row)
-    }
-
-    fn handed_out(&mut self, messages: usize) {
-        self.next += messages;
+        let len = *self.lens.get(self.next)? as usize;
+        let slice = self.share.as_mut()?.take(len);
+        self.next += 1;
         if self.next == self.lens.len() {
             self.share = None;
         }
+        Some(Message::new(slice))
     }
 
     /// All that is left.

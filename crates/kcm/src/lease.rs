@@ -19,15 +19,14 @@
 use std::sync::atomic::compiler_fence;
 
 use crate::{
-    sync::{AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock},
+    sync::{AtomicU8, AtomicUsize, Mutex, Ordering, fence, lock},
     sys,
 };
 
 /// The lease of one socket; `T` is what it is leased from.
 pub(crate) struct Lease<T> {
-    /// Whether the revoker's barrier reaches the holder.
-    asymmetric: bool,
-    revoked: AtomicBool,
+    /// [`REVOKED`] and [`FENCED`]; neither, as a rule.
+    flags: AtomicU8,
     position: AtomicUsize,
     /// For the counters: where the lease began, and how much then and now is left of the holder's
     /// stock of messages.
@@ -37,6 +36,11 @@ pub(crate) struct Lease<T> {
     state: Mutex<State<T>>,
 }
 
+/// Somebody takes the rest.
+const REVOKED: u8 = 1;
+/// The revoker's barrier does not reach the holder, which has to fence itself.
+const FENCED: u8 = 2;
+
 enum State<T> {
     Free,
     Held(T),
@@ -45,9 +49,9 @@ enum State<T> {
 
 impl<T> Lease<T> {
     pub(crate) fn new() -> Self {
+        let fenced = if sys::membarrier_ready() { 0 } else { FENCED };
         Self {
-            asymmetric: sys::membarrier_ready(),
-            revoked: AtomicBool::new(false),
+            flags: AtomicU8::new(fenced),
             position: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             stock: AtomicUsize::new(0),
@@ -64,30 +68,34 @@ impl<T> Lease<T> {
         self.start.store(position, Ordering::Relaxed);
         self.stock.store(stock, Ordering::Relaxed);
         self.left.store(stock, Ordering::Relaxed);
-        self.revoked.store(false, Ordering::Relaxed);
+        self.flags.fetch_and(!REVOKED, Ordering::Relaxed);
         *state = State::Held(from);
     }
 
     /// The holder: takes everything up to `next`, after `taken` messages before. False: it was revoked, perhaps before;
     /// [`Lease::end`] tells.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(crate) fn advance(&self, next: usize, left: usize) -> bool {
         // SYNC: this store and the load below stand in this order for the revoker, whose
         // `membarrier` (or fence) in `revoke` stands between its own store and load.
         self.position.store(next, Ordering::Relaxed);
         self.left.store(left, Ordering::Relaxed);
-        if self.asymmetric {
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
-        !self.revoked.load(Ordering::Relaxed)
+        compiler_fence(Ordering::SeqCst);
+        self.flags.load(Ordering::Relaxed) == 0 || !self.is_revoked_behind_fence()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_revoked_behind_fence(&self) -> bool {
+        // SYNC: as above, where the revoker's barrier does not reach this thread.
+        fence(Ordering::SeqCst);
+        self.is_revoked()
     }
 
     /// The holder: whether it was revoked.
     pub(crate) fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed)
+        self.flags.load(Ordering::Relaxed) & REVOKED != 0
     }
 
     /// The holder gives the lease up: what it was leased from; where it was revoked, with the
@@ -141,9 +149,9 @@ impl<T> Lease<T> {
                 return None;
             }
         };
-        self.revoked.store(true, Ordering::Relaxed);
+        let before = self.flags.fetch_or(REVOKED, Ordering::Relaxed);
         // SYNC: with `advance`.
-        if self.asymmetric {
+        if before & FENCED == 0 {
             sys::membarrier();
         } else {
             fence(Ordering::SeqCst);

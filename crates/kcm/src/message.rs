@@ -46,6 +46,7 @@ impl Message {
     /// # Errors
     ///
     /// [`crate::Error::ConnectionEnded`] (`EPIPE`) when the connection has ended.
+    #[inline]
     pub fn reply(&self, message: &[u8]) -> Result<()> {
         self.reply_whole(message, Wait::Forever)
     }
@@ -63,21 +64,34 @@ impl Message {
     ///
     /// As [`Message::reply`], and [`crate::Error::WouldBlock`] (`EAGAIN`) when more than the send
     /// buffer's limit is queued: nothing of this message is sent.
+    #[inline]
     pub fn try_reply(&self, message: &[u8]) -> Result<()> {
         self.reply_whole(message, Wait::Never)
     }
 
+    /// A reply that waits behind others is no more than what stands here.
+    #[inline(always)]
     fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
+        let psock = self.psock();
+        let walks = gather::is_walking(psock);
+        if walks
+            && psock.tx.may_keep_back(&[IoSlice::new(message)])?
+            && gather::hold_next(psock, message)
+        {
+            return Ok(());
+        }
+        self.reply_otherwise(message, wait, walks)
+    }
+
+    #[inline(never)]
+    fn reply_otherwise(&self, message: &[u8], wait: Wait, walks: bool) -> Result<()> {
         let pieces = [IoSlice::new(message)];
         let psock = self.psock();
         // To a message that came alone.
-        if !gather::is_walking(psock) {
+        if !walks {
             return psock.tx.send_now(psock, &pieces, wait);
         }
         let may_wait = psock.tx.may_keep_back(&pieces)?;
-        if may_wait && gather::hold_next(psock, message) {
-            return Ok(());
-        }
         self.reply_within(&pieces, wait, may_wait)
     }
 

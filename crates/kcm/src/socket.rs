@@ -29,7 +29,7 @@ use crate::{
     readiness::Poll,
     send::OpenMessage,
     spin::Spin,
-    walk::{Hand, Leased, Lens},
+    walk::{Hand, Leased},
     watch::Known,
 };
 
@@ -80,9 +80,6 @@ pub struct Socket {
     hand: Option<Hand>,
     /// Messages granted to a batch.
     granted: Granted,
-    /// The lengths of the messages in a batch's row. Here, for what is written in parts must not be
-    /// moved as a whole at once: the processor waits for that.
-    lens: Lens,
     /// A message that was looked at, or read in part, and how far.
     partial: Option<(Message, usize)>,
     /// An ordered connection whose message this socket has.
@@ -153,7 +150,6 @@ impl Socket {
             state,
             hand: None,
             granted: Granted::default(),
-            lens: Lens::default(),
             partial: None,
             ordered: None,
             keyed: false,
@@ -185,13 +181,19 @@ impl Socket {
     /// is no error here: it is an event ([`crate::Multiplexor::next_event`]).
     #[inline(always)]
     pub fn recv(&mut self) -> Result<Message> {
+        self.recv_of(1)
+    }
+
+    /// The next message, for who wants so many of its burst.
+    #[inline(always)]
+    fn recv_of(&mut self, want: usize) -> Result<Message> {
         if let Some(hand) = &mut self.hand
             && self.partial.is_none()
             && let Some(message) = hand.next(&self.state)
         {
             return Ok(message);
         }
-        Ok(self.recv_slow(1)?)
+        Ok(self.recv_slow(want)?)
     }
 
     /// The next message, copied: one message, or, on a seqpacket socket, the next part of it.

@@ -1,5 +1,15 @@
-//! A burst that one socket walks through alone, a message or a row of messages at a time, without a
-//! lock: from the lease of it (`lease.rs`) to its end.
+//! A burst that one socket walks through alone, a message at a time, without a lock: from the lease of
+//! it (`lease.rs`) to its end.
+//!
+//! [`Hand::next`] is a loop's body in the end, the receive of a small message whole: what it costs is
+//! what this crate costs a message beyond a hand-written loop. When the processor's core is shared with
+//! somebody else that is the number of its instructions, else the time from one message's length to the
+//! next one's. So the field that nearly all protocols have is asked first, by itself: one comparison
+//! says that the turn goes on and that the 8 bytes are there, a second one that they are a length
+//! within the limits, a third one that so many bytes are there. (Asked as any other rule, with a
+//! comparison for each of these, it was 90 instructions and 7.3 ns; now 57 and 5.9. Cutting off 16
+//! messages of a batch at once was tried before that: two passes, each message's length stored in
+//! between, 7.5 ns where one by one takes 6.3 now.)
 
 use std::{
     collections::VecDeque,
@@ -7,40 +17,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kcm_frame::{Stateless, Verdict};
+use kcm_frame::{Native, PlainField, Stateless, Verdict};
 
 use crate::{
-    chunk::{Credit, Row},
-    gather,
-    message::Message,
-    mux::Mux,
-    origin::Origin,
-    psock::Psock,
-    receive::Rx,
-    socket::SocketState,
-    steering::Label,
+    chunk::Credit, gather, message::Message, mux::Mux, origin::Origin, psock::Psock, receive::Rx,
+    socket::SocketState, steering::Label,
 };
 
 /// How long a lease goes on when there are other connections, which want their turn: about what a
 /// hand-written loop takes for a read of small messages. To end a turn costs a send for its replies.
 const TURN: Duration = Duration::from_micros(200);
-/// Messages of which a batch takes hold at once: what is done once for a row costs a message next to
-/// nothing then; and few enough to leave to others what one thread is long busy with.
-const ROW: usize = 16;
-
-/// The lengths of a row's messages.
-pub(crate) type Lens = [u32; ROW];
 
 /// What a socket walks through alone.
 pub(crate) struct Hand {
     credit: Credit<Origin>,
+    /// Most messages have a plain field, which is all that is asked then; the rule has the others.
+    plain: Option<PlainField>,
     rule: Stateless,
-    start: usize,
     max_message_bytes: u64,
-    /// References in the credit at the beginning, one for each message; and those at which to see
-    /// whether it is the turn of others.
+    /// Where it began; and from where on to see whether it is the turn of others.
+    start: usize,
+    stop: usize,
+    /// References in the credit at the beginning, one for each message.
     credit_at_start: usize,
-    credit_at_stop: usize,
     /// When the turn began, if there are others.
     began: Option<Instant>,
     /// It is over, though there may be more.
@@ -73,64 +72,49 @@ impl Hand {
     /// The next whole message, if it is there and still this socket's.
     #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
-            return None;
-        }
-        let len = self.whole_message(self.credit.rest())?;
-        let next = self.credit.position() + len;
-        if !state.lease.advance(next, self.credit.left() - 1) {
-            return None;
-        }
-        Some(Message::new(self.credit.take(len)))
+        let len = match self.plain_len() {
+            Some(len) => len,
+            None if self.is_at_stop() => return None,
+            None => len_by(&self.rule, self.credit.rest(), self.max_message_bytes)?,
+        };
+        let advance = |position, left| state.lease.advance(position, left);
+        let slice = self.credit.take_if(usize::try_from(len).ok()?, advance)?;
+        Some(Message::new(slice))
     }
 
-    /// The next whole messages, at most `most`, that are there and still this socket's: taken
-    /// together, so that a message costs little more than to find its end.
-    pub(crate) fn next_row(
-        &mut self,
-        state: &SocketState,
-        most: usize,
-        lens: &mut Lens,
-    ) -> Option<Row<Origin>> {
-        if self.credit.left() == self.credit_at_stop && !self.may_go_on() {
-            return None;
-        }
-        let most = most.min(self.credit.left() - self.credit_at_stop);
-        let (mut views, mut bytes) = (0, 0);
-        let mut rest = self.credit.rest();
-        for place in lens.iter_mut().take(most) {
-            let Some(len) = self.whole_message(rest) else {
-                break;
-            };
-            let Ok(short) = u32::try_from(len) else {
-                break;
-            };
-            *place = short;
-            bytes += len;
-            views += 1;
-            rest = &rest[len..];
-        }
-        let next = self.credit.position() + bytes;
-        if views == 0 || !state.lease.advance(next, self.credit.left() - views) {
-            return None;
-        }
-        Some(self.credit.take_row(bytes, views))
+    /// What a plain field says; `None`: the rule is to be asked, or something else to be seen to.
+    #[inline(always)]
+    fn plain_len(&self) -> Option<u64> {
+        let word = self.credit.word()?;
+        self.plain.as_ref()?.length(word)
     }
 
-    /// Whether it is still this connection's turn; asked after one message, two, four, ... of it, so
-    /// that quick ones are done without a look at the clock, and slow ones are few.
+    #[inline(always)]
+    fn is_at_stop(&mut self) -> bool {
+        self.credit.position() >= self.stop && !self.may_go_on()
+    }
+
+    /// Whether it is still this connection's turn; asked after one message, and whenever as much again
+    /// has been taken, so that quick ones are done without a look at the clock, and slow ones are few.
     #[cold]
     #[inline(never)]
     fn may_go_on(&mut self) -> bool {
-        let left = self.credit.left();
-        let Some(began) = self.began.filter(|_| left > 0) else {
+        let Some(began) = self.began.filter(|_| !self.credit.rest().is_empty()) else {
             return false;
         };
         self.turn_is_over = began.elapsed() >= TURN;
         if !self.turn_is_over {
-            self.credit_at_stop = left.saturating_sub(self.credit_at_start - left);
+            let position = self.credit.position();
+            self.stop_at(position + (position - self.start));
         }
         !self.turn_is_over
+    }
+
+    fn stop_at(&mut self, position: usize) {
+        self.stop = position;
+        if let Some(plain) = &self.plain {
+            self.credit.set_words(plain.offset(), position);
+        }
     }
 
     /// Whether it ended for the sake of other connections.
@@ -145,20 +129,6 @@ impl Hand {
 
     pub(crate) fn leased(&self) -> &Leased {
         &self.leased
-    }
-
-    /// Puts back what a batch did not take of a row of this walk, for this socket or another.
-    /// False: the lease was revoked meanwhile.
-    pub(crate) fn put_back(&mut self, state: &SocketState, row: Row<Origin>) -> bool {
-        self.credit.put_back(row);
-        (state.lease).advance(self.credit.position(), self.credit.left())
-    }
-
-    /// The length of the message at the front, if it is there as a whole and nothing but its length
-    /// is known of it: steering has no say in a walk.
-    #[inline(always)]
-    fn whole_message(&self, rest: &[u8]) -> Option<usize> {
-        whole_message(&self.rule, rest, self.max_message_bytes)
     }
 
     /// Ends the walk.
@@ -195,7 +165,8 @@ impl Hand {
                 while credit.position() < met_at {
                     // They were found before; a function that says something else now changes nothing.
                     let gap = met_at - credit.position();
-                    let len = whole_message(&rule, credit.rest(), max_message_bytes);
+                    let len = len_by(&rule, credit.rest(), max_message_bytes);
+                    let len = len.and_then(|len| usize::try_from(len).ok());
                     let len = len.filter(|len| *len <= gap).unwrap_or(gap);
                     messages.push_back(Message::new(credit.take(len)));
                 }
@@ -242,7 +213,10 @@ impl Mux {
         }
         // Less than one more message is not worth it.
         let max_message_bytes = rx.assembler.limits().max_message_bytes as u64;
-        whole_message(&rule, rx.bytes(), max_message_bytes)?;
+        let next = len_by(&rule, rx.bytes(), max_message_bytes)?;
+        if next > rx.bytes().len() as u64 {
+            return None;
+        }
         rx.note_label(Label::PLAIN);
         let position = rx.position;
         let mut credit = buffer.credit(position..buffer.len());
@@ -263,23 +237,36 @@ impl Mux {
             return None;
         }
         credit.begin_walk();
-        let first = if alone { credit_at_start } else { 1 };
-        Some(Hand {
+        let mut hand = Hand {
             credit,
+            plain: plain(&rule, max_message_bytes),
             rule,
-            start: position,
             max_message_bytes,
+            start: position,
+            stop: position,
             credit_at_start,
-            credit_at_stop: credit_at_start.saturating_sub(first),
             began: (!alone).then(Instant::now),
             turn_is_over: false,
             leased,
-        })
+        };
+        // The message that the caller keeps is one already.
+        hand.stop_at(position + if alone { credit_at_start } else { 1 });
+        Some(hand)
     }
 }
 
+/// The field, if that is all there is to ask of a message.
+fn plain(rule: &Stateless, max_message_bytes: u64) -> Option<PlainField> {
+    match rule {
+        Stateless::Native(Native::Length(field)) => field.plain(max_message_bytes),
+        _ => None,
+    }
+}
+
+/// The length of the message at the front, if nothing but its length is known of it: steering has no
+/// say in a walk.
 #[inline(always)]
-fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Option<usize> {
+fn len_by(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Option<u64> {
     /// What a message cannot be long.
     const NONE: u64 = 0;
     let len = match rule {
@@ -296,13 +283,5 @@ fn whole_message(rule: &Stateless, rest: &[u8], max_message_bytes: u64) -> Optio
             len.filter(|len| *len != NONE)?
         }
     };
-    if len > max_message_bytes.min(rest.len() as u64) {
-        return None;
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "not above the slice's length"
-    )]
-    let len = len as usize;
-    Some(len)
+    (len <= max_message_bytes).then_some(len)
 }

@@ -61,10 +61,8 @@ fn the_general_way_agrees_with_the_short_one() {
         for endian in [Endian::Big, Endian::Little] {
             let plain = field(2, width, endian).shift(5).bias(10);
             assert!(is_plain(&plain));
-            let general = LengthField {
-                plain_at: usize::MAX,
-                ..plain
-            };
+            let mut general = plain;
+            general.plain.offset = NOWHERE;
             for len in 0..=bytes.len() {
                 assert_eq!(
                     plain.parse(&bytes[..len]),
@@ -77,7 +75,7 @@ fn the_general_way_agrees_with_the_short_one() {
 }
 
 fn is_plain(field: &LengthField) -> bool {
-    field.plain_at == field.offset
+    field.plain.offset == field.offset
 }
 
 #[test]
@@ -310,6 +308,37 @@ proptest! {
         prop_assert_eq!(verdict, Verdict::from_kernel(result, bytes.len()));
         let text: crate::Native = field.to_string().parse().expect("its own text");
         prop_assert_eq!(text, crate::Native::Length(field));
+    }
+
+    /// By itself, a field gives the lengths up to the one that was asked for, and no others.
+    #[test]
+    fn a_plain_field_says_what_the_field_does(
+        (offset, width, big) in (0usize..6, 1usize..=8, any::<bool>()),
+        (shift, bias, in_32_bits) in (0u32..70, -300i64..300, any::<bool>()),
+        (max_len, wide) in (0u64..70_000, any::<bool>()),
+        bytes in prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 14),
+    ) {
+        let endian = if big { Endian::Big } else { Endian::Little };
+        let field = LengthField::new(offset, width, endian).expect("a good field");
+        let field = field.shift(shift).bias(bias);
+        let field = if in_32_bits { field.in_32_bits() } else { field };
+        let max_len = if wide { u64::MAX - max_len } else { max_len };
+        let Some(plain) = field.plain(max_len) else {
+            // Nothing is left of the field, or of the lengths.
+            let shortest = (offset + width).max(usize::try_from(bias).unwrap_or(0));
+            prop_assert!(!is_plain(&field) || max_len < shortest as u64);
+            return Ok(());
+        };
+        let word = bytes[plain.offset()..].first_chunk().expect("14 bytes");
+        let expected = match field.parse(&bytes) {
+            Verdict::Message(frame) if frame.len <= max_len => Some(frame.len),
+            _ => None,
+        };
+        match plain.length(*word) {
+            Some(len) => prop_assert_eq!(Some(len), expected),
+            // Where a sum wraps, or is below the field's end, the field has more to say.
+            None => prop_assert!(in_32_bits || expected.is_none()),
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    mem::ManuallyDrop,
     ops::Range,
     ptr::{self, NonNull},
     slice,
@@ -110,6 +109,8 @@ impl<T> Buffer<T> {
             left,
             position: range.start,
             end: range.end,
+            word_offset: 0,
+            words_end: 0,
             walk: None,
         }
     }
@@ -122,6 +123,9 @@ pub(crate) struct Credit<T> {
     left: usize,
     position: usize,
     end: usize,
+    /// The 8 bytes from `word_offset` on behind a position below `words_end` are filled.
+    word_offset: usize,
+    words_end: usize,
     walk: Option<Arc<Dropped>>,
 }
 
@@ -207,44 +211,59 @@ impl<T> Credit<T> {
         }
     }
 
-    /// A view of the next `len` bytes (at least one, so that there is a reference for each view),
-    /// paid from the stock.
+    /// From now on [`Credit::word`] gives the 8 bytes that begin `offset` bytes behind the position, if
+    /// that is below `until` and all of them are there.
+    pub(crate) fn set_words(&mut self, offset: usize, until: usize) {
+        const LAST: usize = size_of::<[u8; 8]>() - 1;
+        let first_without = self.end.saturating_sub(offset).saturating_sub(LAST);
+        (self.word_offset, self.words_end) = (offset, first_without.min(until));
+    }
+
+    /// 8 bytes of what comes next.
     #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
-        assert!(len.wrapping_sub(1) < self.end - self.position);
+    pub(crate) fn word(&self) -> Option<[u8; 8]> {
+        if self.position >= self.words_end {
+            return None;
+        }
+        // SAFETY: below `words_end`, all 8 bytes end at `end` or before: they are filled, and do not
+        // change. The references in stock keep the block alive: there is one at least.
+        Some(unsafe {
+            let start = Block::bytes(self.block).add(self.position + self.word_offset);
+            start.cast::<[u8; 8]>().read()
+        })
+    }
+
+    /// A view of the next `len` bytes, paid from the stock: if there are so many (and one at least, so
+    /// that there is a reference for each view), and `agree` agrees with the position and the stock
+    /// that are left.
+    #[inline(always)]
+    pub(crate) fn take_if(
+        &mut self,
+        len: usize,
+        agree: impl FnOnce(usize, usize) -> bool,
+    ) -> Option<Slice<T>> {
         let start = self.position;
-        self.position += len;
-        self.left -= 1;
-        Slice {
+        if len.wrapping_sub(1) >= self.end - start {
+            return None;
+        }
+        let (next, left) = (start + len, self.left - 1);
+        if !agree(next, left) {
+            return None;
+        }
+        (self.position, self.left) = (next, left);
+        Some(Slice {
             block: self.block,
             // SAFETY: inside the block.
             start: unsafe { Block::bytes(self.block).add(start) },
             len,
-        }
+        })
     }
 
-    /// References for `views` views of the next `bytes` bytes.
-    pub(crate) fn take_row(&mut self, bytes: usize, views: usize) -> Row<T> {
-        assert!(bytes <= self.end - self.position && views <= bytes);
-        let start = self.position;
-        self.position += bytes;
-        self.left -= views;
-        Row {
-            block: self.block,
-            // SAFETY: inside the block.
-            start: unsafe { Block::bytes(self.block).add(start) },
-            bytes,
-            views,
-        }
-    }
-
-    /// Puts back what was not taken from a row: the last that was taken from this.
-    pub(crate) fn put_back(&mut self, row: Row<T>) {
-        let row = ManuallyDrop::new(row);
-        let here = Block::bytes(self.block).addr().get() + self.position;
-        assert!(row.block == self.block && row.start.addr().get() + row.bytes == here);
-        self.position -= row.bytes;
-        self.left += row.views;
+    /// The same, of bytes that are there.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
+        let slice = self.take_if(len, |_, _| true);
+        slice.expect("a message that was found has its bytes")
     }
 }
 
@@ -254,63 +273,6 @@ impl<T> Drop for Credit<T> {
         if self.left > 0 {
             // SAFETY: what is left in stock is this Credit's own.
             unsafe { Block::release(self.block, self.left) };
-        }
-    }
-}
-
-/// References for the messages that come next in a [`Credit`], bought from it at once.
-pub(crate) struct Row<T> {
-    block: NonNull<Block<T>>,
-    start: NonNull<u8>,
-    bytes: usize,
-    views: usize,
-}
-
-// SAFETY: as for `Slice`: it is several of them.
-unsafe impl<T: Send + Sync> Send for Row<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send + Sync> Sync for Row<T> {}
-
-impl<T> Row<T> {
-    /// A row of none.
-    pub(crate) const fn empty() -> Self {
-        Self {
-            block: NonNull::dangling(),
-            start: NonNull::dangling(),
-            bytes: 0,
-            views: 0,
-        }
-    }
-
-    /// Views that can be taken.
-    #[inline(always)]
-    pub(crate) fn views(&self) -> usize {
-        self.views
-    }
-
-    /// A view of the next `len` bytes, at least one.
-    #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Slice<T> {
-        assert!(len.wrapping_sub(1) < self.bytes && self.views > 0);
-        let start = self.start;
-        // SAFETY: not beyond the row's end.
-        self.start = unsafe { start.add(len) };
-        self.bytes -= len;
-        self.views -= 1;
-        Slice {
-            block: self.block,
-            start,
-            len,
-        }
-    }
-}
-
-impl<T> Drop for Row<T> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.views > 0 {
-            // SAFETY: one reference for each view that was not taken.
-            unsafe { Slice::release(self.block, self.views) };
         }
     }
 }
