@@ -1,6 +1,7 @@
 //! What is measured.
 
-/// One of the published cases.
+/// One of the published cases, or one beside them. Published were a rate and a mean latency; their product is
+/// the number of calls that were under way: 15 in `drop`, 237 in `pipeline`, as here.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
@@ -17,10 +18,10 @@ pub(crate) struct Case {
     pub(crate) is_work: bool,
     /// As published for the kernel's KCM, with it to without it: rate, mean and deviation of the
     /// latency.
-    pub(crate) published: [f64; 3],
+    pub(crate) published: Option<[f64; 3]>,
 }
 
-pub(crate) const CASES: [Case; 3] = [
+pub(crate) const CASES: [Case; 4] = [
     Case {
         name: "drop",
         what: "5 kB of data, dropped; 16 connections, one call at a time on each",
@@ -29,7 +30,7 @@ pub(crate) const CASES: [Case; 3] = [
         in_flight: &[1; 16],
         pausing_in_flight: 0,
         is_work: false,
-        published: [1.00, 0.91, 1.01],
+        published: Some([1.00, 0.91, 1.01]),
     },
     Case {
         name: "work",
@@ -40,16 +41,26 @@ pub(crate) const CASES: [Case; 3] = [
         in_flight: &[16, 4, 2, 1, 1, 1],
         pausing_in_flight: 2,
         is_work: true,
-        published: [1.62, 0.61, 0.39],
+        published: Some([1.62, 0.61, 0.39]),
     },
     Case {
         name: "pipeline",
-        what: "small calls, 256 under way on each of 4 connections",
+        what: "small calls, 64 under way on each of 4 connections",
+        method: "echo",
+        data_bytes: None,
+        in_flight: &[64; 4],
+        pausing_in_flight: 0,
+        is_work: false,
+        published: Some([0.72, 1.51, 2.03]),
+    },
+    Case {
+        name: "deep",
+        what: "the same, 256 under way on each, so that a thread seldom runs out of them",
         method: "echo",
         data_bytes: None,
         in_flight: &[256; 4],
         pausing_in_flight: 0,
         is_work: false,
-        published: [0.72, 1.51, 2.03],
+        published: None,
     },
 ];

@@ -1,5 +1,6 @@
-//! The three cases that were published for KCM and Thrift, measured: one multiplexor for all
-//! connections against connections dealt to threads, and against a thread for each connection.
+//! The three cases that were published for KCM and Thrift, and one beside them, measured: one
+//! multiplexor for all connections against connections dealt to threads, and against a thread for each
+//! connection.
 //!
 //! The dealt side has as many threads as KCM, and calls the same generated processor by the same code
 //! ([`kcm_example_thrift::wire`]): what a careful programmer writes by hand. A thread for each is

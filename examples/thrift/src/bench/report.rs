@@ -74,10 +74,13 @@ fn print_ratios(case: &Case, rounds: &[[Sample; Contender::ALL.len()]], base: Co
         }
         println!();
     }
+    let Some(published) = case.published else {
+        return;
+    };
     print!("| published: kernel's KCM |");
     for figure in &FIGURES {
         match figure.published {
-            Some(at) => print!(" {:.2} |", case.published[at]),
+            Some(at) => print!(" {:.2} |", published[at]),
             None => print!("  |"),
         }
     }
