@@ -265,6 +265,12 @@ impl<T> Buffer<T> {
         self.filled = 0;
     }
 
+    /// Forgets the bytes, and not whose they were. The block must be unique.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.is_unique());
+        self.filled = 0;
+    }
+
     /// Says whose bytes these are. The block must be unique.
     pub(crate) fn set_owner(&mut self, owner: Option<T>) {
         assert!(self.is_unique());

@@ -68,6 +68,15 @@ impl Origin {
         self.stream_position.load(Ordering::Relaxed)
     }
 
+    /// The chunk has so many other bytes now, without a label, from this place in the stream on.
+    pub(crate) fn restart(&self, filled_bytes: usize, stream_position: u64) {
+        self.stream_position
+            .store(stream_position, Ordering::Relaxed);
+        if self.charged_bytes.load(Ordering::Relaxed) != filled_bytes {
+            self.recharge(filled_bytes);
+        }
+    }
+
     /// So many bytes are filled now.
     pub(crate) fn recharge(&self, filled_bytes: usize) {
         let before = self.charged_bytes.swap(filled_bytes, Ordering::Relaxed);

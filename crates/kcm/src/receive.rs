@@ -73,6 +73,8 @@ pub(crate) struct Rx {
     usual_bytes: usize,
     /// The end of the stream, where a read has met it already (`single.rs`).
     met: Option<EndReason>,
+    /// The memory of the last message that came alone, of an only connection: for the next one.
+    kept: Option<Buffer<Origin>>,
 }
 
 impl Rx {
@@ -88,6 +90,7 @@ impl Rx {
             pass: false,
             usual_bytes: 0,
             met: None,
+            kept: None,
         }
     }
 
@@ -261,6 +264,7 @@ impl Rx {
         let mut rest = self.bytes().to_vec();
         rest.append(&mut self.early);
         self.buffer = None;
+        self.kept = None;
         self.rebase();
         rest
     }

@@ -186,8 +186,7 @@ impl Mux {
         psock.edge.store(true, Ordering::Relaxed);
         let single = single?;
         psock.count_received(state, 1, single.len());
-        drop(rx);
-        Some(single.into_message(psock.clone()))
+        Some(single.share(&mut rx, psock))
     }
 
     fn receive_alone(

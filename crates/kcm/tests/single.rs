@@ -227,3 +227,38 @@ fn other_framings_and_ways_of_receiving() {
         assert_eq!(*two.socket.recv().expect("a message"), sent[..]);
     });
 }
+
+/// The only connection reads one message after the other into the same memory, but not into that of one
+/// that somebody has.
+#[test]
+fn messages_that_are_kept_stay_as_they_are() {
+    let mux = mux();
+    let (id, mut peer) = attached(&mux);
+    let mut socket = mux.socket().expect("a socket");
+    let mut kept = Vec::new();
+    for number in 0..40 {
+        // Kept for a while or not at all; now and then one that finds no room in the memory kept.
+        let body = if number % 9 == 8 { 4000 } else { 40 };
+        let sent = numbered(1, number, body);
+        write(&peer, &sent);
+        let message = socket.recv().expect("a message");
+        message.reply(&message).expect("a reply");
+        let mut reply = vec![0; sent.len()];
+        peer.read_exact(&mut reply).expect("a reply");
+        assert_eq!(reply, sent);
+        if number % 3 != 0 {
+            kept.push((message, sent));
+        }
+        if number % 7 == 6 {
+            kept.remove(0);
+        }
+        for (message, sent) in &kept {
+            assert_eq!(**message, sent[..]);
+            assert_eq!(message.connection(), id);
+        }
+    }
+    // Nothing of all that keeps the connection.
+    drop(kept);
+    drop((socket, mux));
+    assert_eq!(peer.read(&mut [0]).expect("the end"), 0);
+}

@@ -39,12 +39,29 @@ impl Single {
     /// The message, which takes over the memory that it was read into.
     #[inline]
     pub(crate) fn into_message(self, psock: Arc<Psock>) -> Message {
+        Message::new(self.owned(psock).into_slice(0))
+    }
+
+    /// The message. The connection keeps the memory for the next one, which spares it an allocation, and
+    /// to say whose it is.
+    #[inline]
+    pub(crate) fn share(self, rx: &mut Rx, psock: &Arc<Psock>) -> Message {
+        let buffer = match self.buffer.owner() {
+            Some(_) => self.buffer,
+            None => self.owned(psock.clone()),
+        };
+        let message = Message::new(buffer.slice(0..buffer.len()));
+        rx.kept = Some(buffer);
+        message
+    }
+
+    fn owned(self, psock: Arc<Psock>) -> Buffer<Origin> {
         let Self {
             mut buffer,
             position,
         } = self;
         buffer.set_owner(Some(Origin::new(psock, buffer.len(), position)));
-        Message::new(buffer.into_slice(0))
+        buffer
     }
 }
 
@@ -108,23 +125,29 @@ impl Rx {
         if !blocking && !psock.edge.swap(false, Ordering::Acquire) {
             return None;
         }
-        let mut buffer = Buffer::with_capacity(capacity);
+        let mut buffer = memory_for_single(self.kept.take(), capacity);
         let n = match carrier.recv(&mut buffer, capacity, blocking) {
             Ok(n) if n > 0 => n,
             result => return self.meet(psock, &result),
         };
         self.note_read(psock, n, capacity);
         psock.count_read();
-        memory.charge(n);
         self.rebase();
         let position = self.stream_position;
-        if !self.assembler.is_one_message(buffer.filled()) {
-            buffer.set_owner(Some(Origin::new(psock.clone(), n, position)));
-            self.buffer = Some(buffer);
+        match buffer.owner() {
+            Some(origin) => origin.restart(n, position),
+            None => memory.charge(n),
+        }
+        let single = Single { buffer, position };
+        if !self.assembler.is_one_message(single.buffer.filled()) {
+            self.buffer = Some(match single.buffer.owner() {
+                Some(_) => single.buffer,
+                None => single.owned(psock.clone()),
+            });
             return None;
         }
         self.stream_position += n as u64;
-        Some(Single { buffer, position })
+        Some(single)
     }
 
     /// Nothing was read: the general way goes on with this.
@@ -144,5 +167,17 @@ impl Rx {
             }
         }
         None
+    }
+}
+
+/// That of the last one, if it was kept and nobody looks at it any more.
+#[inline]
+fn memory_for_single(kept: Option<Buffer<Origin>>, capacity: usize) -> Buffer<Origin> {
+    match kept {
+        Some(mut kept) if kept.capacity() >= capacity && kept.is_unique() => {
+            kept.restart();
+            kept
+        }
+        _ => Buffer::with_capacity(capacity),
     }
 }
