@@ -37,7 +37,6 @@ impl Mux {
         /// With more queued than this, affinity gives way.
         const SHORT_BYTES: usize = 64 << 10;
         let psocks = self.psocks();
-        let count = psocks.len();
         if self.sticky_send
             && let Some(last) = last
             && let Some(psock) = psocks.get(last)
@@ -47,10 +46,14 @@ impl Mux {
                 return Ok(psock.clone());
             }
         }
-        let first = self.unaddressed.next.fetch_add(1, Ordering::Relaxed);
+        let row = psocks.row();
+        let first = match row.len() {
+            0 | 1 => 0,
+            count => self.unaddressed.next.fetch_add(1, Ordering::Relaxed) % count,
+        };
+        let (before, from_first) = row.split_at(first);
         let mut best: Option<(usize, &Arc<Psock>)> = None;
-        for i in 0..count {
-            let psock = &psocks.row()[(first + i) % count];
+        for psock in from_first.iter().chain(before) {
             let queued = psock.tx.queued_bytes();
             if best.is_some_and(|(least, _)| queued >= least) || !psock.tx.is_open() {
                 continue;
