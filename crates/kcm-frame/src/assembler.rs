@@ -153,10 +153,8 @@ impl Assembler {
         if self.need != 1 {
             self.forget();
         }
-        if let Rule::Stateful(parser) = &mut self.rule
-            && guarded(|| parser.delivered(message)).is_none()
-        {
-            self.fail(Fault::Parser { errno: EIO });
+        if matches!(self.rule, Rule::Stateful(_)) {
+            self.tell(message);
         }
     }
 
@@ -216,6 +214,25 @@ impl Assembler {
             Rule::Fixed(fixed) => Some(Stateless::Native(Native::Fixed(*fixed))),
             Rule::Closure(function) => Some(Stateless::Closure(function.clone())),
             Rule::Stateful(_) => None,
+        }
+    }
+
+    /// Tells a parser with state of the message, which may have been the last that it is needed for.
+    #[inline(never)]
+    fn tell(&mut self, message: &[u8]) {
+        let Rule::Stateful(parser) = &mut self.rule else {
+            return;
+        };
+        let told = guarded(|| {
+            parser.delivered(message);
+            parser.rest()
+        });
+        match told {
+            Some(None) => {}
+            Some(Some(rest)) => self.rule = Rule::of(&rest),
+            None => {
+                self.fail(Fault::Parser { errno: EIO });
+            }
         }
     }
 

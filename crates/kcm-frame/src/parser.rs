@@ -12,7 +12,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::{FrameError, Header, Verdict};
+use crate::{FrameError, Framing, Header, Verdict};
 
 /// A parser with state for one connection. State moves on only in
 /// [`delivered`](Parser::delivered).
@@ -54,6 +54,13 @@ pub trait Parser: Send {
     /// are shown.
     fn delivered(&mut self, message: &[u8]) {
         let _ = message;
+    }
+
+    /// How the rest of the stream is cut, once that depends on nothing that came before: asked after each
+    /// message, and no more when there is one. (A parser is asked under its connection's lock, a framing
+    /// without state is not, and takes a small part of the time.) A framing with state is made anew.
+    fn rest(&self) -> Option<Framing> {
+        None
     }
 
     /// The header that goes before a body of `body_len` bytes.

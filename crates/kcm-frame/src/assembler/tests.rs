@@ -370,3 +370,42 @@ fn a_panic_of_the_parser_is_a_fault() {
     a.delivered(&[8, 1]);
     assert_eq!(a.step(&[1, 1]), fault, "its state cannot be trusted");
 }
+
+#[test]
+fn a_parser_leaves_the_rest_of_the_stream_to_a_framing() {
+    /// A first message of 3 bytes; its first byte is the length of the others, unless it is a 7.
+    struct First(u64);
+    impl Parser for First {
+        fn parse(&self, _: &[u8]) -> Verdict {
+            Verdict::message(3)
+        }
+        fn delivered(&mut self, message: &[u8]) {
+            self.0 = message[0].into();
+        }
+        fn rest(&self) -> Option<Framing> {
+            assert_ne!(self.0, 8, "a panic that this test is about");
+            (self.0 != 7).then(|| Framing::Fixed(Fixed::new(self.0).expect("a length")))
+        }
+    }
+    let framing = Framing::stateful(|| First(0));
+    let mut a = Assembler::new(&framing, Limits::default());
+    // Byte by byte, so that something is remembered when it goes.
+    for have in 1..3 {
+        assert!(matches!(a.step(&[7; 3][..have]), Step::Incomplete { .. }));
+    }
+    assert_eq!(a.step(&[7; 3]), Step::Message(Frame::new(3)));
+    a.delivered(&[7; 3]);
+    assert!(a.stateless().is_none());
+    assert_eq!(a.step(&[2, 0, 0]), Step::Message(Frame::new(3)));
+    a.delivered(&[2, 0, 0]);
+    assert!(a.stateless().is_some());
+    assert_eq!(a.step(&[0; 3]), Step::Message(Frame::new(2)));
+    // Another connection begins anew.
+    let mut other = Assembler::new(&framing, Limits::default());
+    assert_eq!(other.step(&[8; 3]), Step::Message(Frame::new(3)));
+    other.delivered(&[8; 3]);
+    assert_eq!(
+        other.step(&[8; 3]),
+        Step::Fault(Fault::Parser { errno: EIO })
+    );
+}

@@ -14,30 +14,32 @@ pub(super) fn framing() -> Framing {
     Framing::stateful(|| Http2 { begun: false })
 }
 
+/// The beginning of a stream; frames follow.
 struct Http2 {
-    /// A message has been seen: only frames from here on.
+    /// A message has been seen.
     begun: bool,
 }
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes of a frame's header, which its length does not count.
-const HEADER_BYTES: u32 = 9;
+const HEADER_BYTES: i64 = 9;
+
+/// The field of a frame's length.
+fn frames() -> Result<LengthField, FrameError> {
+    Ok(LengthField::new(0, 3, Endian::Big)?.bias(HEADER_BYTES))
+}
 
 impl Parser for Http2 {
     fn parse(&self, bytes: &[u8]) -> Verdict {
         match bytes {
-            [b'P', ..] if !self.begun => match bytes.first_chunk() {
+            [b'P', ..] => match bytes.first_chunk() {
                 None => Verdict::NeedMore(PREFACE.len()),
                 Some(PREFACE) => Verdict::message(PREFACE.len() as u64),
                 Some(_) => Verdict::Error(EPROTO),
             },
-            [high, ..] if *high != 0 && !self.begun => Verdict::Error(EPROTO),
-            [high, middle, low, ..] => {
-                let body = u32::from_be_bytes([0, *high, *middle, *low]);
-                Verdict::message((body + HEADER_BYTES).into())
-            }
-            _ => Verdict::NeedMore(3),
+            [high, ..] if *high != 0 => Verdict::Error(EPROTO),
+            _ => frames().map_or(Verdict::Error(EPROTO), |frames| frames.parse(bytes)),
         }
     }
 
@@ -45,11 +47,13 @@ impl Parser for Http2 {
         self.begun = true;
     }
 
+    fn rest(&self) -> Option<Framing> {
+        self.begun.then(|| frames().ok().map(Framing::Length))?
+    }
+
     /// The header of a frame, of type DATA on stream 0 until told otherwise.
     fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
-        LengthField::new(0, 3, Endian::Big)?
-            .bias(HEADER_BYTES.into())
-            .header_for(body_len)
+        frames()?.header_for(body_len)
     }
 }
 
@@ -79,7 +83,9 @@ mod tests {
     #[test]
     fn the_preface_is_special_only_at_the_beginning() {
         let mut parser = FRESH;
+        assert!(parser.rest().is_none());
         parser.delivered(PREFACE);
-        assert_eq!(parser.parse(PREFACE), Verdict::message(0x50_5249 + 9));
+        let rest = parser.rest().and_then(|rest| rest.native());
+        assert_eq!(rest, "u24be+9".parse().ok());
     }
 }

@@ -11,6 +11,8 @@
 //! is authenticated. This must be settled by that one byte: behind the answer
 //! comes nothing until the client has seen it.
 
+use std::num::NonZeroU64;
+
 use crate::errno::EPROTO;
 use crate::{Framing, Parser, Verdict};
 
@@ -54,13 +56,7 @@ impl Parser for Postgres {
                 }
                 Some(_) => Verdict::Error(EPROTO),
             },
-            // All types are letters or digits. Encrypted records begin otherwise.
-            _ if !kind.is_ascii_alphanumeric() => Verdict::Error(EPROTO),
-            _ => match bytes[1..].first_chunk().map(|len| u32::from_be_bytes(*len)) {
-                None => Verdict::NeedMore(5),
-                Some(len @ LENGTH_BYTES..) => Verdict::message(u64::from(len) + 1),
-                Some(_) => Verdict::Error(EPROTO),
-            },
+            _ => with_type(bytes),
         }
     }
 
@@ -71,6 +67,31 @@ impl Parser for Postgres {
             _ => false,
         };
     }
+
+    fn rest(&self) -> Option<Framing> {
+        (!self.opening).then(|| Framing::closure_with_short_way(plain, with_type))
+    }
+}
+
+/// A message with a type byte. All types are letters or digits. Encrypted records begin otherwise.
+fn with_type(bytes: &[u8]) -> Verdict {
+    match *bytes {
+        [] => Verdict::NeedMore(1),
+        [kind, ..] if !kind.is_ascii_alphanumeric() => Verdict::Error(EPROTO),
+        [_, a, b, c, d, ..] => match u32::from_be_bytes([a, b, c, d]) {
+            len @ LENGTH_BYTES.. => Verdict::message(u64::from(len) + 1),
+            _ => Verdict::Error(EPROTO),
+        },
+        _ => Verdict::NeedMore(5),
+    }
+}
+
+/// The length of one, without a word about what is none.
+fn plain(bytes: &[u8]) -> Option<NonZeroU64> {
+    let [kind, len @ ..] = bytes.first_chunk::<5>()?;
+    let len = u32::from_be_bytes(*len);
+    (kind.is_ascii_alphanumeric() && len >= LENGTH_BYTES)
+        .then(|| NonZeroU64::MIN.saturating_add(len.into()))
 }
 
 #[cfg(test)]
@@ -81,6 +102,14 @@ mod tests {
     const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
     const START_UP: &[u8] = b"\0\0\0\x11\0\x03\0\0user\0me\0\0";
 
+    /// What is said of these bytes by what the parser leaves the stream to.
+    fn rest(parser: &Postgres, bytes: &[u8]) -> Verdict {
+        let Some(Framing::Closure(rest)) = parser.rest() else {
+            panic!("it is a function")
+        };
+        rest.parse(bytes)
+    }
+
     #[test]
     fn a_client_may_ask_before_it_starts() {
         let mut client = FRESH;
@@ -90,8 +119,8 @@ mod tests {
         }
         assert_eq!(client.parse(START_UP), Verdict::message(17));
         client.delivered(START_UP);
-        assert_eq!(client.parse(b"S\0\0\0\x04"), Verdict::message(5));
-        assert_eq!(client.parse(START_UP), Verdict::Error(EPROTO));
+        assert_eq!(rest(&client, b"S\0\0\0\x04"), Verdict::message(5));
+        assert_eq!(rest(&client, START_UP), Verdict::Error(EPROTO));
     }
 
     #[test]
@@ -114,7 +143,7 @@ mod tests {
         assert_eq!(server.parse(&ok[..4]), Verdict::NeedMore(5));
         assert_eq!(server.parse(ok), Verdict::message(9));
         server.delivered(ok);
-        assert_eq!(server.parse(b"S\0\0\0\x16"), Verdict::message(23));
+        assert_eq!(rest(&server, b"S\0\0\0\x16"), Verdict::message(23));
     }
 
     #[test]
