@@ -10,8 +10,9 @@
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
-//! tree.rs       nodes as they are run               condition.rs  comparisons, as intervals
-//! tree/way.rs   the usual nodes, in a row           field.rs      bits of the message, as fields
+//! tree.rs       nodes as they are run               round.rs      arithmetic with constants
+//! tree/way.rs   the usual nodes, in a row           condition.rs  comparisons, as intervals
+//! sum.rs        numbers as they are run             field.rs      bits of the message, as fields
 //!                                                   word.rs       fields, as they are read
 //! ```
 //!
@@ -25,6 +26,8 @@ mod condition;
 mod field;
 mod follow;
 mod number;
+mod round;
+mod sum;
 mod tree;
 mod word;
 
@@ -40,7 +43,8 @@ use crate::recognise::field::{Order, single};
 use crate::recognise::follow::{End, Node, Then, follow};
 use crate::recognise::number::Bit;
 pub(crate) use crate::recognise::number::Number;
-pub(crate) use crate::recognise::tree::{Sum, Tree};
+pub(crate) use crate::recognise::sum::Sum;
+pub(crate) use crate::recognise::tree::Tree;
 use crate::verifier::Verified;
 
 /// What a program comes down to.

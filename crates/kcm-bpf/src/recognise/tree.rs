@@ -6,7 +6,8 @@
 //!
 //! Nearly all steps compare some bits with a number, or give a field that is moved and added to.
 //! Those that look at the same 8 bytes are one [`Way`], which loads them once. Ways are left for good
-//! at the first step that has none, or near the end of the bytes: the general form goes on from there.
+//! where the instructions are asked, and near the end of the bytes: the general form goes on from
+//! there, one step after the other.
 
 mod way;
 
@@ -16,11 +17,10 @@ use std::num::NonZeroU64;
 use kcm_frame::{Frame, Verdict};
 
 use crate::alu::low;
-use crate::recognise::field::{Order, fields};
 use crate::recognise::follow::{self, Node, Then};
-use crate::recognise::number::{Bits, Change, LOW, Number};
+use crate::recognise::number::{LOW, Number};
+use crate::recognise::sum::Sum;
 use crate::recognise::tree::way::{End, Way};
-use crate::recognise::word::Word;
 
 /// A program as decisions.
 #[derive(Debug)]
@@ -47,10 +47,10 @@ struct Step {
 
 #[derive(Debug)]
 enum Run {
-    /// Whether `(sum - minus) & keep` is not above `span`.
+    /// Whether `(sum - low) & keep` is not above `span`.
     Decide {
         sum: Sum,
-        minus: Option<Box<Sum>>,
+        low: u64,
         keep: u64,
         span: u64,
         inside: usize,
@@ -62,27 +62,6 @@ enum Run {
     /// The instructions say it.
     Ask,
 }
-
-/// Pieces of the message, and a constant.
-#[derive(Clone, Debug)]
-pub(crate) struct Sum {
-    /// The first one by itself: most have no other.
-    first: Piece,
-    more: Vec<Piece>,
-    bias: u64,
-}
-
-/// Some bits, and what is done with them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Piece {
-    word: Word,
-    /// They are of the number of bytes that are there, and not of the message.
-    is_of_len: bool,
-    then: Vec<Change>,
-}
-
-/// Most pieces of one sum: as many as there are bytes in a word.
-const MAX_PIECES: usize = 8;
 
 impl Tree {
     /// Nothing, if some number takes more pieces than is worth it, or no message has a length without
@@ -99,15 +78,9 @@ impl Tree {
                     outside,
                 } => {
                     decisions += 1;
-                    let mut sum = Sum::new(&condition.plus)?;
-                    sum.bias = sum.bias.wrapping_sub(condition.low);
-                    let minus = match condition.minus.as_constant() {
-                        Some(0) => None,
-                        _ => Some(Box::new(Sum::new(&condition.minus)?)),
-                    };
                     Run::Decide {
-                        sum,
-                        minus,
+                        sum: Sum::new(&condition.number)?,
+                        low: condition.low,
                         keep: if condition.half { LOW } else { u64::MAX },
                         span: condition.span,
                         inside: *inside,
@@ -168,7 +141,7 @@ impl Tree {
             match way.end(bytes) {
                 End::Length(length) => return Some(length),
                 End::Turn(at) => way = self.ways.get(at)?,
-                End::Other(_) | End::Step(_) => return None,
+                End::Labelled(_) | End::Step(_) => return None,
             }
         }
     }
@@ -187,8 +160,8 @@ impl Tree {
                     Some(next) => way = next,
                     None => return self.go_on(at, bytes, ask),
                 },
-                End::Other(other) => {
-                    let Some((length, key, class)) = other.values(bytes) else {
+                End::Labelled(labels) => {
+                    let Some((length, key, class)) = labels.values(bytes) else {
                         return self.go_on(way.begin(), bytes, ask);
                     };
                     return labelled(length, key, class, bytes.len());
@@ -209,17 +182,13 @@ impl Tree {
             match &step.then {
                 Run::Decide {
                     sum,
-                    minus,
+                    low,
                     keep,
                     span,
                     inside,
                     outside,
                 } => {
-                    let mut difference = sum.of(bytes);
-                    if let Some(minus) = minus {
-                        difference = difference.wrapping_sub(minus.of(bytes));
-                    }
-                    if difference & keep <= *span {
+                    if sum.of(bytes).wrapping_sub(*low) & keep <= *span {
                         cold_path();
                         at = *inside;
                     } else {
@@ -245,10 +214,6 @@ impl Tree {
     }
 }
 
-fn changed(value: u64, changes: &[Change]) -> u64 {
-    changes.iter().fold(value, |value, change| change.of(value))
-}
-
 /// What a result and labels mean of a message of which `have` bytes are there.
 #[inline(always)]
 fn labelled(result: u32, key: Option<u32>, class: Option<u32>, have: usize) -> Verdict {
@@ -260,89 +225,4 @@ fn labelled(result: u32, key: Option<u32>, class: Option<u32>, have: usize) -> V
     frame.key = key;
     frame.class = class.map_or(0, crate::program::class);
     Verdict::Message(frame)
-}
-
-impl Sum {
-    fn new(number: &Number) -> Option<Self> {
-        let mut pieces = Vec::new();
-        for term in &number.terms {
-            let mut parts = pieces_of(&term.bits)?;
-            match &mut parts[..] {
-                [piece] => piece.then.clone_from(&term.then),
-                _ if term.is_plain() => {}
-                _ => return None,
-            }
-            pieces.append(&mut parts);
-        }
-        if pieces.len() > MAX_PIECES {
-            return None;
-        }
-        let mut pieces = pieces.into_iter();
-        Some(Self {
-            first: pieces.next().unwrap_or_else(Piece::nothing),
-            more: pieces.collect(),
-            bias: number.bias,
-        })
-    }
-
-    /// If it is a single piece of the message.
-    pub(crate) fn single(number: &Number) -> Option<Self> {
-        let is_single = |sum: &Self| sum.is_single() && !sum.first.is_of_len;
-        Self::new(number).filter(|sum| is_single(sum) && !number.half)
-    }
-
-    fn is_constant(&self) -> bool {
-        self.more.is_empty() && self.first == Piece::nothing()
-    }
-
-    fn is_single(&self) -> bool {
-        self.more.is_empty() && self.first.then.is_empty()
-    }
-
-    /// The same as [`of`](Self::of), if it is a single piece of which all 8 bytes are there.
-    #[inline(always)]
-    pub(crate) fn of_word(&self, bytes: &[u8]) -> Option<u64> {
-        Some(self.first.word.of(bytes)?.wrapping_add(self.bias))
-    }
-
-    #[inline]
-    pub(crate) fn of(&self, bytes: &[u8]) -> u64 {
-        let mut sum = self.first.of(bytes).wrapping_add(self.bias);
-        for piece in &self.more {
-            sum = sum.wrapping_add(piece.of(bytes));
-        }
-        sum
-    }
-}
-
-/// The pieces that a row of bits is made of.
-fn pieces_of(bits: &Bits) -> Option<Vec<Piece>> {
-    let pieces = fields(bits)?.into_iter().map(|field| Piece {
-        word: Word::new(&field),
-        is_of_len: field.order == Order::Len,
-        then: Vec::new(),
-    });
-    Some(pieces.collect())
-}
-
-impl Piece {
-    /// A piece that is always 0.
-    const fn nothing() -> Self {
-        Self {
-            word: Word::nothing(),
-            is_of_len: true,
-            then: Vec::new(),
-        }
-    }
-
-    #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> u64 {
-        let piece = if self.is_of_len {
-            let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            self.word.of_number(len.into())
-        } else {
-            self.word.of_all(bytes)
-        };
-        changed(piece, &self.then)
-    }
 }

@@ -5,13 +5,24 @@
 //! of them is, and load what it is about. Most headers are short: a way takes the steps together that
 //! look at the same 8 bytes, which are loaded once, and says at once what is at their end. Where a test
 //! does hold, or other bytes are asked for, another way begins.
+//!
+//! ```text
+//! LDAP:  is byte 0 not 0x30? --yes--> another way: -71
+//!        has byte 1 its top bit? --yes--> another way: as many bytes of length as byte 1 says
+//!        the length is byte 1 and 2 more
+//! ```
+//!
+//! Which side of a decision is the usual one is a guess, by what can be seen: an error is not, nor is
+//! what only the instructions know; else it is the side that more values of the field lead to.
 
+use std::hint::cold_path;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::alu::low;
-use crate::recognise::number::Change;
-use crate::recognise::tree::{Run, Step, Sum, changed};
+use crate::recognise::number::LOW;
+use crate::recognise::sum::Sum;
+use crate::recognise::tree::{Run, Step};
 use crate::recognise::word::{Word, word};
 
 #[derive(Clone, Debug)]
@@ -31,65 +42,88 @@ pub(super) struct Way {
 /// What is at the end of a way.
 #[derive(Clone, Debug)]
 enum Last {
-    /// In the same 8 bytes.
-    Length(Length),
-    Other(Box<Other>),
+    /// Some bits of the same 8 bytes, or none, and a constant.
+    Length(Word, u64),
+    /// More than that.
+    Sum(Box<Sum>),
+    Labelled(Box<Labelled>),
+    Decide(Box<Decision>),
     /// The way that begins at this step.
     Turn(usize),
     /// A step that has no quick form.
     Step(usize),
 }
 
-/// Whether some bits of the 8 bytes, read in little-endian order, are `value`.
+/// Whether `word - low`, of the 8 bytes, is not above `span`.
 #[derive(Clone, Debug)]
 struct Test {
-    mask: u64,
-    value: u64,
-    /// Where it goes on if they are.
-    inside: usize,
-}
-
-/// Some bits and a constant.
-#[derive(Clone, Debug)]
-struct Length {
     word: Word,
-    bias: u64,
+    low: u64,
+    span: u64,
+    /// Where it goes on if so.
+    to: usize,
 }
 
-/// More than a plain length: one to which more is done, a constant, or with labels.
+/// A comparison of more than a piece of 8 bytes.
 #[derive(Clone, Debug)]
-pub(super) struct Other {
-    /// Bytes that must be there.
-    need: usize,
-    length: Changed,
-    key: Option<Changed>,
-    class: Option<Changed>,
+struct Decision {
+    sum: Sum,
+    low: u64,
+    keep: u64,
+    span: u64,
+    usual: usize,
+    other: usize,
+    /// The other one is where it is inside.
+    is_other_inside: bool,
 }
 
-/// Some bits, what is done with them, and a constant.
+/// A length with a key, a class, or both.
 #[derive(Clone, Debug)]
-struct Changed {
-    length: Length,
-    then: Vec<Change>,
+pub(super) struct Labelled {
+    length: Sum,
+    key: Option<Sum>,
+    class: Option<Sum>,
 }
 
 /// Where a way leads to.
 pub(super) enum End<'a> {
     Length(NonZeroU64),
-    Other(&'a Other),
+    Labelled(&'a Labelled),
     /// To the way that begins at this step.
     Turn(usize),
-    /// To a step that has no quick form, with these bytes at least.
+    /// To a step that has no quick form, or not with these bytes.
     Step(usize),
 }
 
 /// Bytes that are read at once.
 const WORD_BYTES: usize = 8;
 
+/// The longest message of a program: its result has a sign.
+const LONGEST: u64 = i32::MAX as u64;
+
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
-        Self::known(begin, step, before).unwrap_or_else(|| Self::to(begin, Last::Step(begin)))
+        let way = match &step.then {
+            Run::Decide {
+                inside, outside, ..
+            } => match (before.get(*inside), before.get(*outside)) {
+                (Some(inside), Some(outside)) => Self::decision(begin, &step.then, inside, outside),
+                _ => None,
+            },
+            Run::Length(sum) => Self::length(begin, sum),
+            Run::Labelled(sums) => {
+                let (length, key, class) = (**sums).clone();
+                let labelled = Labelled { length, key, class };
+                Some(Self::to(begin, Last::Labelled(Box::new(labelled))))
+            }
+            Run::Ask => None,
+        };
+        let way = way.unwrap_or_else(|| Self::to(begin, Last::Step(begin)));
+        Self {
+            need: way.need.max(step.need),
+            ..way
+        }
     }
 
     /// A way without tests that looks at nothing.
@@ -108,59 +142,80 @@ impl Way {
         }
     }
 
-    fn known(begin: usize, step: &Step, before: &[Self]) -> Option<Self> {
-        let need = step.need;
-        match &step.then {
-            Run::Decide {
-                sum,
-                minus: None,
-                keep,
-                span: 0,
-                inside,
-                outside,
-            } => {
-                let word = tested(sum, *keep)?;
-                let value = sum.bias.wrapping_neg() & keep;
-                let test = |offset| {
-                    let word = word.moved_to(offset);
-                    Test {
-                        mask: word.as_it_lies(word.mask()),
-                        value: word.as_it_lies(value),
-                        inside: *inside,
-                    }
-                };
-                let bytes = word.bytes();
-                let alone = Self::to(begin, Last::Turn(*outside)).about(bytes.clone())?;
-                let rest = before.get(*outside)?;
-                let both = bytes.start.min(rest.bytes.start)..bytes.end.max(rest.bytes.end);
-                let mut way = match rest.clone().about(both) {
-                    Some(together) => Self { begin, ..together },
-                    None => alone,
-                };
-                way.tests.insert(0, test(way.offset));
-                way.need = way.need.max(need);
-                Some(way)
-            }
-            Run::Decide { .. } | Run::Ask => None,
-            Run::Length(sum) => {
-                let length = Changed::new(sum)?;
-                if !length.then.is_empty() || sum.is_constant() {
-                    return Some(Self::to(begin, Last::other(need, length, None, None)));
-                }
-                let bytes = length.length.word.bytes();
-                let way = Self::to(begin, Last::Length(length.length)).about(bytes)?;
-                Some(Self { need, ..way })
-            }
-            Run::Labelled(sums) => {
-                let label = |sum: &Option<Sum>| match sum {
-                    Some(sum) => Changed::new(sum).map(Some),
-                    None => Some(None),
-                };
-                let (length, key, class) = &**sums;
-                let (length, key, class) = (Changed::new(length)?, label(key)?, label(class)?);
-                Some(Self::to(begin, Last::other(need, length, key, class)))
-            }
+    fn length(begin: usize, sum: &Sum) -> Option<Self> {
+        if let Some(constant) = sum.as_constant() {
+            let is_length = low(constant).cast_signed() > 0;
+            return is_length.then(|| Self::to(begin, Last::Length(Word::nothing(), constant)));
         }
+        let Some((word, bias)) = sum.as_word() else {
+            return Some(Self::to(begin, Last::Sum(Box::new(sum.clone()))));
+        };
+        Self::to(begin, Last::Length(word, bias)).about(word.bytes())
+    }
+
+    fn decision(begin: usize, run: &Run, inside: &Self, outside: &Self) -> Option<Self> {
+        let Run::Decide {
+            sum,
+            low,
+            keep,
+            span,
+            ..
+        } = run
+        else {
+            return None;
+        };
+        let word = sum.as_word();
+        let most = word.map_or(*keep, |(word, _)| word.mask());
+        let is_other_inside = !is_usual(inside, outside, *span, most);
+        let (usual, other) = if is_other_inside {
+            (outside, inside)
+        } else {
+            (inside, outside)
+        };
+        if let Some((word, bias)) = word
+            && let Some((low, span)) = interval(low.wrapping_sub(bias), *span, *keep, word.mask())
+        {
+            let (low, span) = if is_other_inside {
+                (low, span)
+            } else {
+                // All other numbers.
+                (
+                    low.wrapping_add(span).wrapping_add(1),
+                    (u64::MAX - 1).checked_sub(span)?,
+                )
+            };
+            let to = other.begin;
+            let test = Test {
+                word,
+                low,
+                span,
+                to,
+            };
+            return usual.behind(begin, test);
+        }
+        let decision = Decision {
+            sum: sum.clone(),
+            low: *low,
+            keep: *keep,
+            span: *span,
+            usual: usual.begin,
+            other: other.begin,
+            is_other_inside,
+        };
+        Some(Self::to(begin, Last::Decide(Box::new(decision))))
+    }
+
+    /// The way that is a test and then this one.
+    fn behind(&self, begin: usize, mut test: Test) -> Option<Self> {
+        let bytes = test.word.bytes();
+        let both = bytes.start.min(self.bytes.start)..bytes.end.max(self.bytes.end);
+        let mut way = match self.clone().about(both) {
+            Some(together) => Self { begin, ..together },
+            None => Self::to(begin, Last::Turn(self.begin)).about(bytes)?,
+        };
+        test.word = test.word.moved_to(way.offset);
+        way.tests.insert(0, test);
+        Some(way)
     }
 
     /// The same, with 8 bytes that have all of these, if there are such.
@@ -170,19 +225,22 @@ impl Way {
             return None;
         }
         for test in &mut self.tests {
-            // What it is about lies behind the new offset, and within 8 bytes from there.
-            let by = 8 * (self.offset - offset);
-            (test.mask, test.value) = (test.mask << by, test.value << by);
+            test.word = test.word.moved_to(offset);
         }
-        if let Last::Length(length) = &mut self.last {
-            length.word = length.word.moved_to(offset);
+        if let Last::Length(word, _) = &mut self.last {
+            *word = word.moved_to(offset);
         }
         (self.offset, self.bytes) = (offset, bytes);
         Some(self)
     }
 
     pub(super) const fn has_length(&self) -> bool {
-        matches!(self.last, Last::Length(_))
+        matches!(self.last, Last::Length(..) | Last::Sum(_))
+    }
+
+    /// Whether it leads to no message, or to none without the instructions.
+    fn is_dead(&self) -> bool {
+        self.tests.is_empty() && matches!(self.last, Last::Step(_))
     }
 
     #[inline(always)]
@@ -194,19 +252,32 @@ impl Way {
         for test in &self.tests {
             // A branch that goes the same way as a rule, and not a choice between two addresses, for
             // which the processor would wait.
-            if word & test.mask == test.value {
-                return End::Turn(test.inside);
+            if test.word.of_little(word).wrapping_sub(test.low) <= test.span {
+                return End::Turn(test.to);
             }
         }
         match &self.last {
-            Last::Length(length) => match NonZeroU64::new(length.of_little(word)) {
-                // (What has more than 31 bits, or none, is for the general form.)
-                Some(length) if length.get() <= LONGEST => End::Length(length),
-                _ => End::Step(self.begin),
+            Last::Length(part, bias) => self.is_length(part.of_little(word).wrapping_add(*bias)),
+            Last::Sum(sum) => match sum.of_words(bytes) {
+                Some(sum) => self.is_length(sum),
+                None => End::Step(self.begin),
             },
-            Last::Other(other) => End::Other(other),
+            Last::Labelled(labelled) => End::Labelled(labelled),
+            Last::Decide(decision) => match decision.next(bytes) {
+                Some(next) => End::Turn(next),
+                None => End::Step(self.begin),
+            },
             Last::Turn(at) => End::Turn(*at),
             Last::Step(at) => End::Step(*at),
+        }
+    }
+
+    #[inline(always)]
+    fn is_length(&self, result: u64) -> End<'_> {
+        match NonZeroU64::new(low(result).into()) {
+            // (What has more than 31 bits, or none, is for the general form.)
+            Some(length) if length.get() <= LONGEST => End::Length(length),
+            _ => End::Step(self.begin),
         }
     }
 
@@ -216,68 +287,51 @@ impl Way {
     }
 }
 
-/// The word of a test whether a sum, of which `keep` counts, is 0.
-fn tested(sum: &Sum, keep: u64) -> Option<Word> {
-    let piece = &sum.first;
-    // All bits count, in the general form too; and there is a value for which nothing is left.
-    let others = piece.word.mask() & !keep | sum.bias.wrapping_neg() & keep & !piece.word.mask();
-    (sum.is_single() && !piece.is_of_len && others == 0).then_some(piece.word)
+/// Whether it is usual that a number, of those up to `most`, is in an interval of `span` and one more.
+fn is_usual(inside: &Way, outside: &Way, span: u64, most: u64) -> bool {
+    if inside.is_dead() || outside.is_dead() {
+        return outside.is_dead();
+    }
+    // Of two halves, the one that is known sooner.
+    let is_half = span == most / 2;
+    let is_sooner = inside.has_length() && inside.tests.len() < outside.tests.len();
+    span > most / 2 || is_half && is_sooner
 }
 
-/// The longest message of a program: its result has a sign.
-const LONGEST: u64 = i32::MAX as u64;
+/// The interval among numbers of 64 bits, for a number that has no more bits than `most`.
+fn interval(low: u64, span: u64, keep: u64, most: u64) -> Option<(u64, u64)> {
+    if keep == u64::MAX {
+        return Some((low, span));
+    }
+    // It may go round, from the largest number of 32 bits to 0.
+    let low = low & keep;
+    let goes_round = low + span > keep;
+    let span = if goes_round { span | !LOW } else { span };
+    (keep == LOW && most <= LOW).then_some((low, span))
+}
 
-impl Last {
-    fn other(need: usize, length: Changed, key: Option<Changed>, class: Option<Changed>) -> Self {
-        Self::Other(Box::new(Other {
-            need,
-            length,
-            key,
-            class,
-        }))
+impl Decision {
+    /// Nothing, if some of the words are not all there.
+    #[inline(always)]
+    fn next(&self, bytes: &[u8]) -> Option<usize> {
+        let difference = self.sum.of_words(bytes)?.wrapping_sub(self.low) & self.keep;
+        if (difference <= self.span) == self.is_other_inside {
+            cold_path();
+            return Some(self.other);
+        }
+        Some(self.usual)
     }
 }
 
-impl Other {
+impl Labelled {
     /// Nothing, if some of the words are not all there.
     #[inline(always)]
     pub(super) fn values(&self, bytes: &[u8]) -> Option<(u32, Option<u32>, Option<u32>)> {
-        if bytes.len() < self.need {
-            return None;
-        }
-        let value = |number: &Changed| number.of(bytes).map(low);
-        let label = |number: &Option<Changed>| match number {
+        let value = |number: &Sum| number.of_words(bytes).map(low);
+        let label = |number: &Option<Sum>| match number {
             Some(number) => value(number).map(Some),
             None => Some(None),
         };
         Some((value(&self.length)?, label(&self.key)?, label(&self.class)?))
-    }
-}
-
-impl Length {
-    #[inline(always)]
-    const fn of_little(&self, word: u64) -> u64 {
-        self.word.of_little(word).wrapping_add(self.bias)
-    }
-}
-
-impl Changed {
-    /// Nothing, if it is more than one piece, or one of the number of bytes.
-    fn new(sum: &Sum) -> Option<Self> {
-        let piece = &sum.first;
-        let is_of_len = piece.is_of_len && !sum.is_constant();
-        (sum.more.is_empty() && !is_of_len).then(|| Self {
-            length: Length {
-                word: piece.word,
-                bias: sum.bias,
-            },
-            then: piece.then.clone(),
-        })
-    }
-
-    #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> Option<u64> {
-        let value = changed(self.length.word.of(bytes)?, &self.then);
-        Some(value.wrapping_add(self.length.bias))
     }
 }
