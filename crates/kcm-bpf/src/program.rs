@@ -124,7 +124,7 @@ impl Program {
                 let whole = Arc::clone(tree);
                 let whole =
                     move |bytes: &[u8]| whole.parse(bytes, || inner.answer(bytes, now_ns()));
-                if !tree.has_plain_lengths() {
+                if !tree.has_short_way() {
                     return Framing::closure(whole);
                 }
                 let tree = Arc::clone(tree);

@@ -1,5 +1,7 @@
 //! A number as it is run: pieces of the message, what is done with them, and a constant.
 
+use std::iter;
+
 use crate::recognise::field::{Order, fields};
 use crate::recognise::number::{Bits, Number};
 use crate::recognise::round::Round;
@@ -60,6 +62,21 @@ impl Sum {
         let piece = &self.first;
         let is_word = self.more.is_empty() && piece.then.is_empty() && !piece.is_of_len;
         is_word.then_some((piece.word, self.bias))
+    }
+
+    /// The pieces and what is done with them, if they are all of the message.
+    pub(super) fn words(&self) -> Option<Vec<(Word, &[Round])>> {
+        if self.as_constant().is_some() {
+            return Some(Vec::new());
+        }
+        let pieces = iter::once(&self.first).chain(&self.more);
+        pieces
+            .map(|piece| (!piece.is_of_len).then_some((piece.word, &piece.then[..])))
+            .collect()
+    }
+
+    pub(super) const fn bias(&self) -> u64 {
+        self.bias
     }
 
     pub(super) fn as_constant(&self) -> Option<u64> {

@@ -20,7 +20,7 @@ use crate::alu::low;
 use crate::recognise::follow::{self, Node, Then};
 use crate::recognise::number::{LOW, Number};
 use crate::recognise::sum::Sum;
-use crate::recognise::tree::way::{End, Way};
+use crate::recognise::tree::way::{End, ShortEnd, Way};
 
 /// A program as decisions.
 #[derive(Debug)]
@@ -127,21 +127,21 @@ impl Tree {
         })
     }
 
-    /// Whether some messages have a length and no more, of which [`length`](Self::length) knows.
-    pub(crate) fn has_plain_lengths(&self) -> bool {
-        self.ways.iter().any(Way::has_length)
+    /// Whether the usual message has a length and no more, of which [`length`](Self::length) knows.
+    pub(crate) fn has_short_way(&self) -> bool {
+        self.usual.has_length()
     }
 
-    /// The length of a message, if that is all there is to say of it and all steps to it are quick;
-    /// what [`parse`](Self::parse) says may still be one.
+    /// The length of a message, if that is all there is to say of it and it takes no more than a few
+    /// times 8 bytes; what [`parse`](Self::parse) says may still be one.
     #[inline(always)]
     pub(crate) fn length(&self, bytes: &[u8]) -> Option<NonZeroU64> {
         let mut way = &self.usual;
         loop {
-            match way.end(bytes) {
-                End::Length(length) => return Some(length),
-                End::Turn(at) => way = self.ways.get(at)?,
-                End::Labelled(_) | End::Step(_) => return None,
+            match way.short_end(bytes) {
+                ShortEnd::Length(length) => return Some(length),
+                ShortEnd::Turn(at) => way = self.ways.get(at)?,
+                ShortEnd::Last | ShortEnd::Step => return None,
             }
         }
     }

@@ -16,11 +16,13 @@
 //! what only the instructions know; else it is the side that more values of the field lead to.
 
 use std::hint::cold_path;
+use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::alu::low;
 use crate::recognise::number::LOW;
+use crate::recognise::round::Round;
 use crate::recognise::sum::Sum;
 use crate::recognise::tree::{Run, Step};
 use crate::recognise::word::{Word, word};
@@ -31,6 +33,8 @@ pub(super) struct Way {
     begin: usize,
     /// Where the 8 bytes are.
     offset: usize,
+    /// The order in which they are a number: that of all its words.
+    is_big: bool,
     tests: Vec<Test>,
     last: Last,
     /// What it is about.
@@ -39,12 +43,13 @@ pub(super) struct Way {
     need: usize,
 }
 
-/// What is at the end of a way.
+/// What is at the end of a way. (With `repr` it is known by one look at a number of its own.)
 #[derive(Clone, Debug)]
+#[repr(u8)]
 enum Last {
-    /// Some bits of the same 8 bytes, or none, and a constant.
-    Length(Word, u64),
-    /// More than that.
+    /// Of the same 8 bytes.
+    Length(Length),
+    /// Of others.
     Sum(Box<Sum>),
     Labelled(Box<Labelled>),
     Decide(Box<Decision>),
@@ -62,6 +67,14 @@ struct Test {
     span: u64,
     /// Where it goes on if so.
     to: usize,
+}
+
+/// Some bits, or none, and a constant; then perhaps others, each with something that is done with it.
+#[derive(Clone, Debug)]
+struct Length {
+    word: Word,
+    bias: u64,
+    more: Vec<(Word, Round)>,
 }
 
 /// A comparison of more than a piece of 8 bytes.
@@ -95,8 +108,27 @@ pub(super) enum End<'a> {
     Step(usize),
 }
 
+/// Where a way leads to, as far as that is known from its 8 bytes.
+pub(super) enum ShortEnd {
+    Length(NonZeroU64),
+    Turn(usize),
+    /// To what is at its end.
+    Last,
+    /// To the step where it begins: there are too few bytes, or it is no length.
+    Step,
+}
+
+/// The span of all numbers but one.
+const NO_SINGLE: u64 = u64::MAX - 1;
+
 /// Bytes that are read at once.
 const WORD_BYTES: usize = 8;
+
+/// Of no byte: whatever it is joined with remains.
+const NO_BYTES: Range<usize> = Range {
+    start: usize::MAX,
+    end: 0,
+};
 
 /// The longest message of a program: its result has a sign.
 const LONGEST: u64 = i32::MAX as u64;
@@ -131,26 +163,30 @@ impl Way {
         Self {
             begin,
             offset: 0,
+            is_big: false,
             tests: Vec::new(),
             last,
-            // Of no byte: whatever it is joined with remains.
-            bytes: Range {
-                start: usize::MAX,
-                end: 0,
-            },
+            bytes: NO_BYTES,
             need: 0,
         }
     }
 
     fn length(begin: usize, sum: &Sum) -> Option<Self> {
-        if let Some(constant) = sum.as_constant() {
-            let is_length = low(constant).cast_signed() > 0;
-            return is_length.then(|| Self::to(begin, Last::Length(Word::nothing(), constant)));
+        if let Some(constant) = sum.as_constant()
+            && low(constant).cast_signed() <= 0
+        {
+            return None;
         }
-        let Some((word, bias)) = sum.as_word() else {
-            return Some(Self::to(begin, Last::Sum(Box::new(sum.clone()))));
+        let in_a_word = || {
+            let length = Length::new(sum)?;
+            let (bytes, is_big) = (length.bytes(), length.is_big());
+            let way = Self::to(begin, Last::Length(length));
+            if bytes.is_empty() {
+                return Some(way);
+            }
+            way.about(&bytes, is_big)
         };
-        Self::to(begin, Last::Length(word, bias)).about(word.bytes())
+        in_a_word().or_else(|| Some(Self::to(begin, Last::Sum(Box::new(sum.clone())))))
     }
 
     fn decision(begin: usize, run: &Run, inside: &Self, outside: &Self) -> Option<Self> {
@@ -181,7 +217,7 @@ impl Way {
                 // All other numbers.
                 (
                     low.wrapping_add(span).wrapping_add(1),
-                    (u64::MAX - 1).checked_sub(span)?,
+                    NO_SINGLE.checked_sub(span)?,
                 )
             };
             let to = other.begin;
@@ -206,36 +242,47 @@ impl Way {
     }
 
     /// The way that is a test and then this one.
-    fn behind(&self, begin: usize, mut test: Test) -> Option<Self> {
+    fn behind(&self, begin: usize, test: Test) -> Option<Self> {
         let bytes = test.word.bytes();
-        let both = bytes.start.min(self.bytes.start)..bytes.end.max(self.bytes.end);
-        let mut way = match self.clone().about(both) {
-            Some(together) => Self { begin, ..together },
-            None => Self::to(begin, Last::Turn(self.begin)).about(bytes)?,
-        };
-        test.word = test.word.moved_to(way.offset);
+        let both = join(&bytes, &self.bytes);
+        let is_big = test.word.is_big();
+        let (mut way, test) = [self.is_big, is_big]
+            .into_iter()
+            .find_map(|is_big| {
+                let way = self.clone().about(&both, is_big)?;
+                Some((way, test.clone().about(both.start, is_big)?))
+            })
+            .or_else(|| {
+                let way = Self::to(begin, Last::Turn(self.begin)).about(&bytes, is_big)?;
+                Some((way, test.about(bytes.start, is_big)?))
+            })?;
+        way.begin = begin;
         way.tests.insert(0, test);
         Some(way)
     }
 
-    /// The same, with 8 bytes that have all of these, if there are such.
-    fn about(mut self, bytes: Range<usize>) -> Option<Self> {
+    /// The same, with 8 bytes that have all of these, if there are such, and in this order.
+    fn about(mut self, bytes: &Range<usize>, is_big: bool) -> Option<Self> {
         let offset = bytes.start;
         if bytes.end.checked_sub(offset)? > WORD_BYTES {
             return None;
         }
-        for test in &mut self.tests {
-            test.word = test.word.moved_to(offset);
+        let tests = self.tests.into_iter();
+        self.tests = tests
+            .map(|test| test.about(offset, is_big))
+            .collect::<Option<_>>()?;
+        if let Last::Length(length) = &mut self.last {
+            for word in length.words_mut() {
+                *word = word.in_order(is_big)?.moved_to(offset);
+            }
         }
-        if let Last::Length(word, _) = &mut self.last {
-            *word = word.moved_to(offset);
-        }
-        (self.offset, self.bytes) = (offset, bytes);
+        (self.offset, self.is_big, self.bytes) = (offset, is_big, bytes.clone());
         Some(self)
     }
 
+    /// Whether it ends with a length that [`short_end`](Self::short_end) says.
     pub(super) const fn has_length(&self) -> bool {
-        matches!(self.last, Last::Length(..) | Last::Sum(_))
+        matches!(self.last, Last::Length(_))
     }
 
     /// Whether it leads to no message, or to none without the instructions.
@@ -243,40 +290,49 @@ impl Way {
         self.tests.is_empty() && matches!(self.last, Last::Step(_))
     }
 
+    /// Where the way leads to, as far as 8 bytes say it.
     #[inline(always)]
-    pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
+    pub(super) fn short_end(&self, bytes: &[u8]) -> ShortEnd {
         let Some(word) = word(bytes, self.offset).filter(|_| bytes.len() >= self.need) else {
-            return End::Step(self.begin);
+            return ShortEnd::Step;
         };
-        let word = u64::from_le_bytes(word);
+        let word = if self.is_big {
+            u64::from_be_bytes(word)
+        } else {
+            u64::from_le_bytes(word)
+        };
         for test in &self.tests {
             // A branch that goes the same way as a rule, and not a choice between two addresses, for
             // which the processor would wait.
-            if test.word.of_little(word).wrapping_sub(test.low) <= test.span {
-                return End::Turn(test.to);
+            if test.word.of_number(word).wrapping_sub(test.low) <= test.span {
+                return ShortEnd::Turn(test.to);
             }
         }
         match &self.last {
-            Last::Length(part, bias) => self.is_length(part.of_little(word).wrapping_add(*bias)),
-            Last::Sum(sum) => match sum.of_words(bytes) {
-                Some(sum) => self.is_length(sum),
-                None => End::Step(self.begin),
+            Last::Length(length) => match as_length(length.of_number(word)) {
+                Some(length) => ShortEnd::Length(length),
+                None => ShortEnd::Step,
             },
-            Last::Labelled(labelled) => End::Labelled(labelled),
-            Last::Decide(decision) => match decision.next(bytes) {
-                Some(next) => End::Turn(next),
-                None => End::Step(self.begin),
-            },
-            Last::Turn(at) => End::Turn(*at),
-            Last::Step(at) => End::Step(*at),
+            Last::Turn(at) => ShortEnd::Turn(*at),
+            _ => ShortEnd::Last,
         }
     }
 
     #[inline(always)]
-    fn is_length(&self, result: u64) -> End<'_> {
-        match NonZeroU64::new(low(result).into()) {
-            // (What has more than 31 bits, or none, is for the general form.)
-            Some(length) if length.get() <= LONGEST => End::Length(length),
+    pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
+        match (self.short_end(bytes), &self.last) {
+            (ShortEnd::Length(length), _) => End::Length(length),
+            (ShortEnd::Turn(at), _) => End::Turn(at),
+            (ShortEnd::Last, Last::Sum(sum)) => match sum.of_words(bytes).and_then(as_length) {
+                Some(length) => End::Length(length),
+                None => End::Step(self.begin),
+            },
+            (ShortEnd::Last, Last::Labelled(labelled)) => End::Labelled(labelled),
+            (ShortEnd::Last, Last::Decide(decision)) => match decision.next(bytes) {
+                Some(next) => End::Turn(next),
+                None => End::Step(self.begin),
+            },
+            (ShortEnd::Last, Last::Step(at)) => End::Step(*at),
             _ => End::Step(self.begin),
         }
     }
@@ -285,6 +341,10 @@ impl Way {
     pub(super) const fn begin(&self) -> usize {
         self.begin
     }
+}
+
+fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.min(b.start)..a.end.max(b.end)
 }
 
 /// Whether it is usual that a number, of those up to `most`, is in an interval of `span` and one more.
@@ -308,6 +368,79 @@ fn interval(low: u64, span: u64, keep: u64, most: u64) -> Option<(u64, u64)> {
     let goes_round = low + span > keep;
     let span = if goes_round { span | !LOW } else { span };
     (keep == LOW && most <= LOW).then_some((low, span))
+}
+
+/// What a result says, if it is a length. (For no length, the general form knows what to say.)
+#[inline(always)]
+fn as_length(result: u64) -> Option<NonZeroU64> {
+    NonZeroU64::new(low(result).into()).filter(|length| length.get() <= LONGEST)
+}
+
+impl Test {
+    /// The same, of a word from another offset and in this order.
+    fn about(mut self, offset: usize, is_big: bool) -> Option<Self> {
+        if let Some(word) = self.word.in_order(is_big) {
+            self.word = word.moved_to(offset);
+            return Some(self);
+        }
+        // Whether it is a number, or is not, can be asked of its bytes in any order.
+        let before = match self.span {
+            0 => 0,
+            NO_SINGLE => 1,
+            _ => return None,
+        };
+        let value = self.low.wrapping_sub(before);
+        let (word, value) = self.word.exchanged(value)?;
+        (self.word, self.low) = (word.moved_to(offset), value.wrapping_add(before));
+        Some(self)
+    }
+}
+
+impl Length {
+    /// Nothing, if a piece is none of the message, or more is done with it than a round says.
+    fn new(sum: &Sum) -> Option<Self> {
+        let mut length = Self {
+            word: Word::nothing(),
+            bias: sum.bias(),
+            more: Vec::new(),
+        };
+        for (word, rounds) in sum.words()? {
+            match *rounds {
+                [] if length.word == Word::nothing() => length.word = word,
+                [] => length.more.push((word, Round::NOTHING)),
+                [round] => length.more.push((word, round)),
+                _ => return None,
+            }
+        }
+        Some(length)
+    }
+
+    /// The order of the words; if not all have the same, they are no one way.
+    fn is_big(&self) -> bool {
+        match &self.more[..] {
+            [(word, _), ..] => word.is_big(),
+            [] => self.word.is_big(),
+        }
+    }
+
+    fn words_mut(&mut self) -> impl Iterator<Item = &mut Word> {
+        iter::once(&mut self.word).chain(self.more.iter_mut().map(|(word, _)| word))
+    }
+
+    /// What it is about; empty, if it is a constant.
+    fn bytes(&self) -> Range<usize> {
+        let words = iter::once(&self.word).chain(self.more.iter().map(|(word, _)| word));
+        words.fold(NO_BYTES, |both, word| join(&both, &word.bytes()))
+    }
+
+    #[inline(always)]
+    fn of_number(&self, word: u64) -> u64 {
+        let mut length = self.word.of_number(word).wrapping_add(self.bias);
+        for (part, round) in &self.more {
+            length = length.wrapping_add(round.of(part.of_number(word)));
+        }
+        length
+    }
 }
 
 impl Decision {
