@@ -11,9 +11,10 @@
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
 //! tree.rs       nodes as they are run               round.rs      arithmetic with constants
-//! tree/way.rs   the usual nodes, in a row           condition.rs  comparisons, as intervals
-//! sum.rs        numbers as they are run             field.rs      bits of the message, as fields
-//!                                                   word.rs       fields, as they are read
+//! tree/step.rs  one of them                         condition.rs  comparisons, as intervals
+//! tree/way.rs   the usual ones, in a row            field.rs      bits of the message, as fields
+//! tree/test.rs  a comparison in such a row          word.rs       fields, as they are read
+//!                                                   sum.rs        numbers, as they are run
 //! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.

@@ -9,17 +9,17 @@
 //! where the instructions are asked, and near the end of the bytes: the general form goes on from
 //! there, one step after the other.
 
+mod step;
+mod test;
 mod way;
 
 use std::hint::cold_path;
 use std::num::NonZeroU64;
 
-use kcm_frame::{Frame, Verdict};
-
 use crate::alu::low;
-use crate::recognise::follow::{self, Node, Then};
-use crate::recognise::number::{LOW, Number};
-use crate::recognise::sum::Sum;
+use crate::program::{EFAULT, Outcome};
+use crate::recognise::follow::{Node, Then};
+use crate::recognise::tree::step::{Run, Step};
 use crate::recognise::tree::way::{End, ShortEnd, Way};
 
 /// A program as decisions.
@@ -37,32 +37,6 @@ pub(crate) struct Tree {
     pub(super) asks: bool,
 }
 
-#[derive(Debug)]
-struct Step {
-    /// Bytes that must be there; else it goes on at `short`.
-    need: usize,
-    short: usize,
-    then: Run,
-}
-
-#[derive(Debug)]
-enum Run {
-    /// Whether `(sum - low) & keep` is not above `span`.
-    Decide {
-        sum: Sum,
-        low: u64,
-        keep: u64,
-        span: u64,
-        inside: usize,
-        outside: usize,
-    },
-    Length(Sum),
-    /// With a key, a class, or both.
-    Labelled(Box<(Sum, Option<Sum>, Option<Sum>)>),
-    /// The instructions say it.
-    Ask,
-}
-
 impl Tree {
     /// Nothing, if some number takes more pieces than is worth it, or no message has a length without
     /// the instructions.
@@ -71,46 +45,16 @@ impl Tree {
         let mut steps = Vec::with_capacity(nodes.len());
         let mut ways = Vec::with_capacity(nodes.len());
         for node in nodes {
-            let then = match &node.then {
-                Then::Decide {
-                    condition,
-                    inside,
-                    outside,
-                } => {
-                    decisions += 1;
-                    Run::Decide {
-                        sum: Sum::new(&condition.number)?,
-                        low: condition.low,
-                        keep: if condition.half { LOW } else { u64::MAX },
-                        span: condition.span,
-                        inside: *inside,
-                        outside: *outside,
-                    }
-                }
-                Then::Ask => {
-                    asks = true;
-                    Run::Ask
-                }
-                Then::End(follow::End { result, key, class }) => {
-                    let is_length =
-                        (result.as_constant()).is_none_or(|result| low(result).cast_signed() > 0);
+            match &node.then {
+                Then::Decide { .. } => decisions += 1,
+                Then::Ask => asks = true,
+                Then::End(end) => {
+                    let length = end.result.as_constant();
+                    let is_length = length.is_none_or(|length| low(length).cast_signed() > 0);
                     lengths += usize::from(is_length);
-                    let length = Sum::new(result)?;
-                    let label = |number: &Option<Number>| match number {
-                        Some(number) => Sum::new(number).map(Some),
-                        None => Some(None),
-                    };
-                    match (label(key)?, label(class)?) {
-                        (None, None) => Run::Length(length),
-                        (key, class) => Run::Labelled(Box::new((length, key, class))),
-                    }
                 }
-            };
-            let step = Step {
-                need: node.need,
-                short: node.short,
-                then,
-            };
+            }
+            let step = Step::new(node)?;
             ways.push(Way::new(ways.len(), &step, &ways));
             steps.push(step);
         }
@@ -148,24 +92,18 @@ impl Tree {
 
     /// What the program says of bytes that begin at a message's first one; `ask` asks its instructions.
     ///
-    /// (All in one: a verdict that a call gives is written in parts and read as a whole, for which the
-    /// processor waits longer than for the rest.)
+    /// (An outcome is a few numbers, and stays in registers: a verdict that a call gives is written in
+    /// parts and read as a whole, for which the processor waits longer than for the rest.)
     #[inline(always)]
-    pub(crate) fn parse(&self, bytes: &[u8], ask: impl FnOnce() -> Verdict) -> Verdict {
+    pub(crate) fn parse(&self, bytes: &[u8], ask: impl FnOnce() -> Outcome) -> Outcome {
         let mut way = &self.usual;
         loop {
             match way.end(bytes) {
-                End::Length(length) => return Verdict::message(length.get()),
+                End::Outcome(outcome) => return outcome,
                 End::Turn(at) => match self.ways.get(at) {
                     Some(next) => way = next,
                     None => return self.go_on(at, bytes, ask),
                 },
-                End::Labelled(labels) => {
-                    let Some((length, key, class)) = labels.values(bytes) else {
-                        return self.go_on(way.begin(), bytes, ask);
-                    };
-                    return labelled(length, key, class, bytes.len());
-                }
                 End::Step(at) => return self.go_on(at, bytes, ask),
             }
         }
@@ -173,56 +111,28 @@ impl Tree {
 
     /// The same from a step on, for all of them.
     #[inline(never)]
-    fn go_on(&self, mut at: usize, bytes: &[u8], ask: impl FnOnce() -> Verdict) -> Verdict {
+    fn go_on(&self, mut at: usize, bytes: &[u8], ask: impl FnOnce() -> Outcome) -> Outcome {
         while let Some(step) = self.steps.get(at) {
             if bytes.len() < step.need {
                 at = step.short;
                 continue;
             }
             match &step.then {
-                Run::Decide {
-                    sum,
-                    low,
-                    keep,
-                    span,
-                    inside,
-                    outside,
-                } => {
-                    if sum.of(bytes).wrapping_sub(*low) & keep <= *span {
+                Run::Decide(decision) => {
+                    if decision.is_inside(decision.sum.of(bytes)) {
                         cold_path();
-                        at = *inside;
+                        at = decision.inside;
                     } else {
-                        at = *outside;
+                        at = decision.outside;
                     }
                 }
-                Run::Length(sum) => {
-                    let result = low(sum.of(bytes)).cast_signed();
-                    return Verdict::from_kernel(result, bytes.len());
-                }
+                Run::Length(sum) => return Outcome::of_words(low(sum.of(bytes)), None, None),
+                Run::Labelled(labelled) => return labelled.outcome(bytes),
                 Run::Ask => return ask(),
-                Run::Labelled(sums) => {
-                    let (length, key, class) = &**sums;
-                    let value = |sum: &Sum| low(sum.of(bytes));
-                    let (key, class) = (key.as_ref().map(value), class.as_ref().map(value));
-                    return labelled(value(length), key, class, bytes.len());
-                }
             }
         }
         // No step leads out of the tree.
         debug_assert!(false, "a decision leads nowhere");
-        Verdict::Error(crate::program::EFAULT)
+        Outcome::of_words(EFAULT.wrapping_neg().cast_unsigned(), None, None)
     }
-}
-
-/// What a result and labels mean of a message of which `have` bytes are there.
-#[inline(always)]
-fn labelled(result: u32, key: Option<u32>, class: Option<u32>, have: usize) -> Verdict {
-    let result = result.cast_signed();
-    if result <= 0 {
-        return Verdict::from_kernel(result, have);
-    }
-    let mut frame = Frame::new(result.unsigned_abs().into());
-    frame.key = key;
-    frame.class = class.map_or(0, crate::program::class);
-    Verdict::Message(frame)
 }

@@ -17,6 +17,12 @@ pub(crate) struct Word {
     mask: u64,
 }
 
+/// No byte: joined with others, it is these.
+pub(super) const NO_BYTES: Range<usize> = Range {
+    start: usize::MAX,
+    end: 0,
+};
+
 impl Word {
     /// The field at the front of the word that begins with it. (Of the length, it is the bits of that
     /// as a word.)
@@ -127,8 +133,7 @@ impl Word {
     pub(super) const fn bytes(&self) -> Range<usize> {
         let bits = self.as_it_lies(self.mask);
         if bits == 0 {
-            // Joined with any others, it is these.
-            return usize::MAX..0;
+            return NO_BYTES;
         }
         let (before, behind) = (bits.trailing_zeros() / 8, bits.leading_zeros() / 8);
         self.offset + before as usize..self.offset + 8 - behind as usize

@@ -21,11 +21,12 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::alu::low;
-use crate::recognise::number::LOW;
+use crate::program::Outcome;
 use crate::recognise::round::Round;
 use crate::recognise::sum::Sum;
-use crate::recognise::tree::{Run, Step};
-use crate::recognise::word::{Word, word};
+use crate::recognise::tree::step::{Decision, Labelled, Run, Step};
+use crate::recognise::tree::test::Test;
+use crate::recognise::word::{NO_BYTES, Word, word};
 
 #[derive(Clone, Debug)]
 pub(super) struct Way {
@@ -52,21 +53,12 @@ enum Last {
     /// Of others.
     Sum(Box<Sum>),
     Labelled(Box<Labelled>),
-    Decide(Box<Decision>),
+    /// Of others, too; whether it is usual that it is inside.
+    Decide(Box<Decision>, bool),
     /// The way that begins at this step.
     Turn(usize),
     /// A step that has no quick form.
     Step(usize),
-}
-
-/// Whether `word - low`, of the 8 bytes, is not above `span`.
-#[derive(Clone, Debug)]
-struct Test {
-    word: Word,
-    low: u64,
-    span: u64,
-    /// Where it goes on if so.
-    to: usize,
 }
 
 /// Some bits, or none, and a constant; then perhaps others, each with something that is done with it.
@@ -77,31 +69,9 @@ struct Length {
     more: Vec<(Word, Round)>,
 }
 
-/// A comparison of more than a piece of 8 bytes.
-#[derive(Clone, Debug)]
-struct Decision {
-    sum: Sum,
-    low: u64,
-    keep: u64,
-    span: u64,
-    usual: usize,
-    other: usize,
-    /// The other one is where it is inside.
-    is_other_inside: bool,
-}
-
-/// A length with a key, a class, or both.
-#[derive(Clone, Debug)]
-pub(super) struct Labelled {
-    length: Sum,
-    key: Option<Sum>,
-    class: Option<Sum>,
-}
-
 /// Where a way leads to.
-pub(super) enum End<'a> {
-    Length(NonZeroU64),
-    Labelled(&'a Labelled),
+pub(super) enum End {
+    Outcome(Outcome),
     /// To the way that begins at this step.
     Turn(usize),
     /// To a step that has no quick form, or not with these bytes.
@@ -118,17 +88,8 @@ pub(super) enum ShortEnd {
     Step,
 }
 
-/// The span of all numbers but one.
-const NO_SINGLE: u64 = u64::MAX - 1;
-
 /// Bytes that are read at once.
 const WORD_BYTES: usize = 8;
-
-/// Of no byte: whatever it is joined with remains.
-const NO_BYTES: Range<usize> = Range {
-    start: usize::MAX,
-    end: 0,
-};
 
 /// The longest message of a program: its result has a sign.
 const LONGEST: u64 = i32::MAX as u64;
@@ -137,18 +98,9 @@ impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
         let way = match &step.then {
-            Run::Decide {
-                inside, outside, ..
-            } => match (before.get(*inside), before.get(*outside)) {
-                (Some(inside), Some(outside)) => Self::decision(begin, &step.then, inside, outside),
-                _ => None,
-            },
+            Run::Decide(decision) => Self::decision(begin, decision, before),
             Run::Length(sum) => Self::length(begin, sum),
-            Run::Labelled(sums) => {
-                let (length, key, class) = (**sums).clone();
-                let labelled = Labelled { length, key, class };
-                Some(Self::to(begin, Last::Labelled(Box::new(labelled))))
-            }
+            Run::Labelled(labelled) => Some(Self::to(begin, Last::Labelled(labelled.clone()))),
             Run::Ask => None,
         };
         let way = way.unwrap_or_else(|| Self::to(begin, Last::Step(begin)));
@@ -189,73 +141,31 @@ impl Way {
         in_a_word().or_else(|| Some(Self::to(begin, Last::Sum(Box::new(sum.clone())))))
     }
 
-    fn decision(begin: usize, run: &Run, inside: &Self, outside: &Self) -> Option<Self> {
-        let Run::Decide {
-            sum,
-            low,
-            keep,
-            span,
-            ..
-        } = run
-        else {
-            return None;
-        };
-        let word = sum.as_word();
-        let most = word.map_or(*keep, |(word, _)| word.mask());
-        let is_other_inside = !is_usual(inside, outside, *span, most);
-        let (usual, other) = if is_other_inside {
-            (outside, inside)
-        } else {
-            (inside, outside)
-        };
-        if let Some((word, bias)) = word
-            && let Some((low, span)) = interval(low.wrapping_sub(bias), *span, *keep, word.mask())
-        {
-            let (low, span) = if is_other_inside {
-                (low, span)
-            } else {
-                // All other numbers.
-                (
-                    low.wrapping_add(span).wrapping_add(1),
-                    NO_SINGLE.checked_sub(span)?,
-                )
-            };
-            let to = other.begin;
-            let test = Test {
-                word,
-                low,
-                span,
-                to,
-            };
-            return usual.behind(begin, test);
+    fn decision(begin: usize, decision: &Decision, before: &[Self]) -> Option<Self> {
+        let (inside, outside) = (before.get(decision.inside)?, before.get(decision.outside)?);
+        let is_inside_usual = is_inside_usual(decision, inside, outside);
+        match Test::new(decision, is_inside_usual) {
+            Some(test) if is_inside_usual => inside.behind(begin, &test),
+            Some(test) => outside.behind(begin, &test),
+            None => {
+                let decision = Box::new(decision.clone());
+                Some(Self::to(begin, Last::Decide(decision, is_inside_usual)))
+            }
         }
-        let decision = Decision {
-            sum: sum.clone(),
-            low: *low,
-            keep: *keep,
-            span: *span,
-            usual: usual.begin,
-            other: other.begin,
-            is_other_inside,
-        };
-        Some(Self::to(begin, Last::Decide(Box::new(decision))))
     }
 
     /// The way that is a test and then this one.
-    fn behind(&self, begin: usize, test: Test) -> Option<Self> {
+    fn behind(&self, begin: usize, test: &Test) -> Option<Self> {
         let bytes = test.word.bytes();
         let both = join(&bytes, &self.bytes);
         let is_big = test.word.is_big();
-        let (mut way, test) = [self.is_big, is_big]
-            .into_iter()
-            .find_map(|is_big| {
-                let way = self.clone().about(&both, is_big)?;
-                Some((way, test.clone().about(both.start, is_big)?))
-            })
-            .or_else(|| {
-                let way = Self::to(begin, Last::Turn(self.begin)).about(&bytes, is_big)?;
-                Some((way, test.about(bytes.start, is_big)?))
-            })?;
+        let about = |way: Self, bytes: &Range<usize>, is_big| {
+            let test = test.clone().about(bytes.start, is_big)?;
+            Some((way.about(bytes, is_big)?, test))
+        };
+        let (mut way, test) = about(self.clone(), &both, self.is_big)
+            .or_else(|| about(self.clone(), &both, is_big))
+            .or_else(|| about(Self::to(begin, Last::Turn(self.begin)), &bytes, is_big))?;
         way.begin = begin;
         way.tests.insert(0, test);
         Some(way)
@@ -304,7 +214,7 @@ impl Way {
         for test in &self.tests {
             // A branch that goes the same way as a rule, and not a choice between two addresses, for
             // which the processor would wait.
-            if test.word.of_number(word).wrapping_sub(test.low) <= test.span {
+            if test.holds(word) {
                 return ShortEnd::Turn(test.to);
             }
         }
@@ -319,27 +229,23 @@ impl Way {
     }
 
     #[inline(always)]
-    pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
-        match (self.short_end(bytes), &self.last) {
-            (ShortEnd::Length(length), _) => End::Length(length),
-            (ShortEnd::Turn(at), _) => End::Turn(at),
-            (ShortEnd::Last, Last::Sum(sum)) => match sum.of_words(bytes).and_then(as_length) {
-                Some(length) => End::Length(length),
-                None => End::Step(self.begin),
-            },
-            (ShortEnd::Last, Last::Labelled(labelled)) => End::Labelled(labelled),
-            (ShortEnd::Last, Last::Decide(decision)) => match decision.next(bytes) {
-                Some(next) => End::Turn(next),
-                None => End::Step(self.begin),
-            },
-            (ShortEnd::Last, Last::Step(at)) => End::Step(*at),
-            _ => End::Step(self.begin),
-        }
-    }
-
-    /// The step where it begins.
-    pub(super) const fn begin(&self) -> usize {
-        self.begin
+    pub(super) fn end(&self, bytes: &[u8]) -> End {
+        let outcome = match (self.short_end(bytes), &self.last) {
+            (ShortEnd::Length(length), _) => Some(Outcome::of_words(low(length.get()), None, None)),
+            (ShortEnd::Last, Last::Sum(sum)) => (sum.of_words(bytes).and_then(as_length))
+                .map(|length| Outcome::of_words(low(length.get()), None, None)),
+            (ShortEnd::Last, Last::Labelled(labelled)) => labelled.outcome_of_words(bytes),
+            (ShortEnd::Last, Last::Decide(decision, is_inside_usual)) => {
+                match decision.sum.of_words(bytes) {
+                    Some(sum) => return End::Turn(turn(decision, sum, *is_inside_usual)),
+                    None => None,
+                }
+            }
+            (ShortEnd::Last, Last::Step(at)) => return End::Step(*at),
+            (ShortEnd::Turn(at), _) => return End::Turn(at),
+            _ => None,
+        };
+        outcome.map_or(End::Step(self.begin), End::Outcome)
     }
 }
 
@@ -347,53 +253,10 @@ fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     a.start.min(b.start)..a.end.max(b.end)
 }
 
-/// Whether it is usual that a number, of those up to `most`, is in an interval of `span` and one more.
-fn is_usual(inside: &Way, outside: &Way, span: u64, most: u64) -> bool {
-    if inside.is_dead() || outside.is_dead() {
-        return outside.is_dead();
-    }
-    // Of two halves, the one that is known sooner.
-    let is_half = span == most / 2;
-    let is_sooner = inside.has_length() && inside.tests.len() < outside.tests.len();
-    span > most / 2 || is_half && is_sooner
-}
-
-/// The interval among numbers of 64 bits, for a number that has no more bits than `most`.
-fn interval(low: u64, span: u64, keep: u64, most: u64) -> Option<(u64, u64)> {
-    if keep == u64::MAX {
-        return Some((low, span));
-    }
-    // It may go round, from the largest number of 32 bits to 0.
-    let low = low & keep;
-    let goes_round = low + span > keep;
-    let span = if goes_round { span | !LOW } else { span };
-    (keep == LOW && most <= LOW).then_some((low, span))
-}
-
 /// What a result says, if it is a length. (For no length, the general form knows what to say.)
 #[inline(always)]
 fn as_length(result: u64) -> Option<NonZeroU64> {
     NonZeroU64::new(low(result).into()).filter(|length| length.get() <= LONGEST)
-}
-
-impl Test {
-    /// The same, of a word from another offset and in this order.
-    fn about(mut self, offset: usize, is_big: bool) -> Option<Self> {
-        if let Some(word) = self.word.in_order(is_big) {
-            self.word = word.moved_to(offset);
-            return Some(self);
-        }
-        // Whether it is a number, or is not, can be asked of its bytes in any order.
-        let before = match self.span {
-            0 => 0,
-            NO_SINGLE => 1,
-            _ => return None,
-        };
-        let value = self.low.wrapping_sub(before);
-        let (word, value) = self.word.exchanged(value)?;
-        (self.word, self.low) = (word.moved_to(offset), value.wrapping_add(before));
-        Some(self)
-    }
 }
 
 impl Length {
@@ -443,28 +306,30 @@ impl Length {
     }
 }
 
-impl Decision {
-    /// Nothing, if some of the words are not all there.
-    #[inline(always)]
-    fn next(&self, bytes: &[u8]) -> Option<usize> {
-        let difference = self.sum.of_words(bytes)?.wrapping_sub(self.low) & self.keep;
-        if (difference <= self.span) == self.is_other_inside {
-            cold_path();
-            return Some(self.other);
-        }
-        Some(self.usual)
+/// Whether it is usual that the number is inside.
+fn is_inside_usual(decision: &Decision, inside: &Way, outside: &Way) -> bool {
+    if inside.is_dead() || outside.is_dead() {
+        return outside.is_dead();
     }
+    let word = decision.sum.as_word();
+    let half = word.map_or(decision.keep, |(word, _)| word.mask()) / 2;
+    // Of two halves, the one that is known sooner.
+    let is_sooner = inside.has_length() && inside.tests.len() < outside.tests.len();
+    decision.span > half || decision.span == half && is_sooner
 }
 
-impl Labelled {
-    /// Nothing, if some of the words are not all there.
-    #[inline(always)]
-    pub(super) fn values(&self, bytes: &[u8]) -> Option<(u32, Option<u32>, Option<u32>)> {
-        let value = |number: &Sum| number.of_words(bytes).map(low);
-        let label = |number: &Option<Sum>| match number {
-            Some(number) => value(number).map(Some),
-            None => Some(None),
-        };
-        Some((value(&self.length)?, label(&self.key)?, label(&self.class)?))
+/// Where a decision leads to.
+#[inline(always)]
+fn turn(decision: &Decision, sum: u64, is_inside_usual: bool) -> usize {
+    let (usual, other) = if is_inside_usual {
+        (decision.inside, decision.outside)
+    } else {
+        (decision.outside, decision.inside)
+    };
+    if decision.is_inside(sum) == is_inside_usual {
+        return usual;
     }
+    // (A branch, as above.)
+    cold_path();
+    other
 }
