@@ -10,7 +10,8 @@
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
-//! tree.rs       nodes as they are run               round.rs      arithmetic with constants
+//! seen.rs       what is known on a way              round.rs      arithmetic with constants
+//! tree.rs       nodes as they are run
 //! tree/step.rs  one of them                         condition.rs  comparisons, as intervals
 //! tree/way.rs   the usual ones, in a row            field.rs      bits of the message, as fields
 //! tree/test.rs  a comparison in such a row          word.rs       fields, as they are read
@@ -28,6 +29,7 @@ mod field;
 mod follow;
 mod number;
 mod round;
+mod seen;
 mod sum;
 mod tree;
 mod word;

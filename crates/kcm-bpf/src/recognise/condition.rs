@@ -6,6 +6,7 @@
 
 use crate::alu::{Alu, Cmp};
 use crate::recognise::number::{Bit, LOW, Number};
+use crate::recognise::seen::Seen;
 
 /// Whether `number - low` is not above `span`, as numbers of 64 bits, or of 32 with `half`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,20 @@ pub(super) struct Condition {
     pub(super) low: u64,
     pub(super) span: u64,
     pub(super) half: bool,
+}
+
+impl Condition {
+    /// Whether it holds, if the number is this.
+    pub(super) const fn is_inside(&self, number: u64) -> bool {
+        let keep = if self.half { LOW } else { u64::MAX };
+        number.wrapping_sub(self.low) & keep <= self.span
+    }
+
+    /// The same with what is known of the message.
+    pub(super) fn simplified(mut self, seen: &Seen) -> Self {
+        self.number = seen.simplified(self.number);
+        self
+    }
 }
 
 /// What a comparison comes down to.

@@ -157,6 +157,49 @@ impl Number {
         Some(bits)
     }
 
+    /// What it is, if its bits are these.
+    pub(super) fn value(&self, of: impl Fn(Bit) -> u64) -> u64 {
+        let term = |term: &Term| {
+            let bits = (0..).zip(term.bits).map(|(i, bit): (u32, _)| of(bit) << i);
+            (term.then.iter()).fold(bits.sum(), |value, round| round.of(value))
+        };
+        let sum = (self.terms.iter()).fold(self.bias, |sum, next| sum.wrapping_add(term(next)));
+        if self.half { sum & LOW } else { sum }
+    }
+
+    /// The same, if some bits of the message are known.
+    pub(super) fn with_known(&self, known: impl Fn(u32) -> Option<bool>) -> Option<Self> {
+        let mut sum = Self::constant(self.bias);
+        for term in &self.terms {
+            let bits = term.bits.map(|bit| match bit {
+                Bit::Packet(at) => match known(at) {
+                    Some(false) => Bit::Zero,
+                    // (Something that is done to it cannot be done to its parts.)
+                    Some(true) if term.is_plain() => Bit::One,
+                    _ => bit,
+                },
+                bit => bit,
+            });
+            let mut part = Self::of_bits(bits);
+            for known in &mut part.terms {
+                known.then.clone_from(&term.then);
+            }
+            if part.terms.is_empty() && !term.is_plain() {
+                let value = Self {
+                    terms: vec![Term {
+                        bits,
+                        then: term.then.clone(),
+                    }],
+                    ..Self::constant(0)
+                };
+                part = Self::constant(value.value(|_| 0));
+            }
+            sum = sum.plus(part)?;
+        }
+        sum.half = self.half;
+        Some(sum)
+    }
+
     pub(super) fn of_bits(mut bits: Bits) -> Self {
         let mut bias = 0;
         for (i, bit) in bits.iter_mut().enumerate() {

@@ -3,7 +3,7 @@
 use std::iter;
 
 use crate::recognise::field::{Order, fields};
-use crate::recognise::number::{Bits, Number};
+use crate::recognise::number::{Bits, LOW, Number};
 use crate::recognise::round::Round;
 use crate::recognise::word::Word;
 
@@ -73,6 +73,19 @@ impl Sum {
         pieces
             .map(|piece| (!piece.is_of_len).then_some((piece.word, &piece.then[..])))
             .collect()
+    }
+
+    /// If it is the number of bytes that are there, less pieces of the message: what these can be.
+    pub(super) fn most_off_len(&self) -> Option<u64> {
+        let pieces = || iter::once(&self.first).chain(&self.more);
+        let len = |piece: &&Piece| piece.is_of_len;
+        let is_off = |piece: &Piece| piece.then == [Round::new(u64::MAX, 0)];
+        let [len_piece] = pieces().filter(len).collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let others = || pieces().filter(|piece| !piece.is_of_len);
+        let is_whole = len_piece.then.is_empty() && len_piece.word.of_number(LOW) == LOW;
+        (is_whole && others().all(is_off)).then(|| others().map(|piece| piece.word.mask()).sum())
     }
 
     pub(super) const fn bias(&self) -> u64 {

@@ -90,6 +90,24 @@ impl Decision {
     pub(super) const fn is_inside(&self, sum: u64) -> bool {
         sum.wrapping_sub(self.low) & self.keep <= self.span
     }
+
+    /// How many bytes must be there for it to be known from that, and whether it is then inside.
+    pub(super) fn known_by_len(&self) -> Option<(usize, bool)> {
+        /// With more, it would not often be known.
+        const MAX_NEED: u32 = 64;
+        let off = self.sum.most_off_len()?;
+        let from_low = |number: u64| {
+            let sum = number.wrapping_add(self.sum.bias());
+            sum.wrapping_sub(self.low) & self.keep
+        };
+        (0..=MAX_NEED).find_map(|need| {
+            // All that it can be, from the fewest bytes to the most.
+            let least = from_low(u64::from(need).checked_sub(off)?);
+            let most = from_low(LOW);
+            let is_known = least <= most && (least > self.span || most <= self.span);
+            Some((usize::try_from(need).ok()?, most <= self.span)).filter(|_| is_known)
+        })
+    }
 }
 
 impl Labelled {

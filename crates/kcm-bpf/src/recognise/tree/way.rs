@@ -143,6 +143,11 @@ impl Way {
 
     fn decision(begin: usize, decision: &Decision, before: &[Self]) -> Option<Self> {
         let (inside, outside) = (before.get(decision.inside)?, before.get(decision.outside)?);
+        if let Some((need, is_inside)) = decision.known_by_len() {
+            let way = if is_inside { inside } else { outside }.clone();
+            let need = way.need.max(need);
+            return Some(Self { begin, need, ..way });
+        }
         let is_inside_usual = is_inside_usual(decision, inside, outside);
         match Test::new(decision, is_inside_usual) {
             Some(test) if is_inside_usual => inside.behind(begin, &test),
