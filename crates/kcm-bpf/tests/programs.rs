@@ -485,7 +485,8 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
                 12 => vec![k(ADD, n), k(LSH, 4)],
                 _ => vec![],
             });
-            insns.push(insn(if wide { ALU64 } else { ALU } | ADD | X, 7, 0, 0, 0));
+            let add = if n % 8 == 7 { SUB } else { ADD };
+            insns.push(insn(class | add | X, 7, 0, 0, 0));
         }
         if key == 0 {
             insns.push(insn(LD | ABS | W, 0, 0, 0, 12));

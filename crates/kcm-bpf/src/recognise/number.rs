@@ -322,6 +322,7 @@ impl Number {
                 let less = Self::constant(by.wrapping_neg());
                 Some(operand(self)?.plus(less)?.cut(wide))
             }
+            (Alu::Sub, None) => Some(operand(self)?.minus(operand(by)?)?.cut(wide)),
             // (As do products.)
             (Alu::Mul, Some(by)) => {
                 let by = if wide { by } else { by & LOW };
