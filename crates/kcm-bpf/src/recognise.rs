@@ -5,8 +5,8 @@
 //! message, moved by some places: a length field, or else a varint, which kcm-frame has as plain
 //! values. The next best is a [`Tree`] of decisions between lengths that are sums of such pieces: an
 //! HTTP/2 frame or the preface, a WebSocket header of one of three sizes, a key beside the length.
-//! Anything else is left to the interpreter: offsets that the message says, divisions, more ways than
-//! are worth it; where only some ways come to that, the others are a tree all the same.
+//! Anything else is left to the interpreter: offsets that the message says, products of two fields,
+//! more ways than are worth it; where only some ways come to that, the others are a tree all the same.
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message

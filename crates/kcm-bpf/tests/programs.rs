@@ -431,7 +431,7 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
     ];
     let field = (0..3usize, 0..9i32, 0..6u8);
     let test = (
-        field.clone(),
+        (field.clone(), 0..6u8, 0..40i32),
         0..11usize,
         any::<bool>(),
         0..NUMBERS.len(),
@@ -457,13 +457,23 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
         let mut insns = vec![
             insn(ALU64 | MOV | X, 6, 1, 0, 0),
             insn(ALU64 | MOV, 7, 0, 0, bias),
+            insn(LDX | MEM | W, 8, 6, 0, 0),
         ];
-        for (field, cmp, wide, number, is_error) in tests {
+        for ((field, kind, few), cmp, wide, number, is_error) in tests {
             load(&mut insns, field);
             let class = if wide { JMP } else { JMP32 };
             let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
             let result = if is_error { -71 } else { 9 };
-            insns.push(insn(jump, 0, 0, 2, NUMBERS[number]));
+            match kind {
+                // So many bytes must have come, or as many as the field says.
+                0 => insns.push(insn(jump, 8, 0, 2, few)),
+                1 => insns.extend([
+                    insn(ALU64 | AND, 0, 0, 0, 0xf),
+                    insn(ALU64 | ADD, 0, 0, 0, few),
+                    insn(jump | X, 8, 0, 2, 0),
+                ]),
+                _ => insns.push(insn(jump, 0, 0, 2, NUMBERS[number])),
+            }
             insns.push(insn(ALU64 | MOV, 0, 0, 0, result));
             insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
         }
