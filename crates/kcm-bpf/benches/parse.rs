@@ -130,12 +130,20 @@ fn contenders() -> Vec<Contender> {
         insn(op::ALU64 | op::ADD, 0, 0, 0, 9),
         exit,
     ]);
-    // A product is no shape that is recognised. (2 * 3 + 3 and 1 * 3 + 6 do not matter.)
+    // Products and quotients are no length fields.
     let tripled = verified(&[
         save,
         word,
         insn(op::ALU64 | op::MUL, 0, 0, 0, 3),
         insn(op::ALU64 | op::ADD, 0, 0, 0, 6),
+        exit,
+    ]);
+    // (For a word below 12: less than 2 words of 6 bytes.)
+    let quotient = verified(&[
+        save,
+        word,
+        insn(op::ALU64 | op::DIV, 0, 0, 0, 6),
+        insn(op::ALU64 | op::ADD, 0, 0, 0, 8),
         exit,
     ]);
     let thrift = object!("thrift");
@@ -145,6 +153,8 @@ fn contenders() -> Vec<Contender> {
     let ldap = object!("ldap");
     let steering = object!("steering");
     let rpc = object!("rpc");
+    let iscsi = object!("iscsi");
+    let websocket = object!("websocket");
     let native: Framing = "len:size=4,shift=8,bias=9".parse().expect("a good one");
     let (fixed, of_native): (Framing, _) = ("fixed:9".parse().expect("good"), native.native());
     let of_native = of_native.expect("a native");
@@ -153,6 +163,14 @@ fn contenders() -> Vec<Contender> {
     let triples: [&[u8]; 2] = [b"\0\0\0\x01.....", b"\0\0\0\x02........"];
     let packets: [&[u8]; 2] = [b"\x10\x07.......", b"\x10\x08........"];
     let entries: [&[u8]; 2] = [b"\x30\x07.......", b"\x30\x08........"];
+    let quotients: [&[u8]; 2] = [b"\0\0\0\x07.....", b"\0\0\0\x0c......"];
+    let long_entries: [&[u8]; 2] = [b"\x30\x84\0\0\0\x03...", b"\x30\x84\0\0\0\x04...."];
+    let pdus: [&[u8]; 2] = [
+        b"....\0\0\0\x02........................................ab..",
+        b"....\x01\0\0\x05........................................0123hello...",
+    ];
+    let masked: [&[u8]; 2] = [b"\x81\x85keyshello", b"\x81\x86keyshello!"];
+    let unmasked: [&[u8]; 2] = [b"\x81\x07.......", b"\x81\x08........"];
     let records: [&[u8]; 2] = [b"\x80\0\0\x05hello", b"\x80\0\0\x06hello!"];
     let calls: [&[u8]; 2] = [b"\0\0\0\x0c........ping", b"\0\0\0\x0d........ping!"];
     vec![
@@ -174,15 +192,20 @@ fn contenders() -> Vec<Contender> {
         Contender::new("http2.o, a tree", &http2.framing(), frames),
         Contender::new("http2_load_bytes.o", &http2_load_bytes.framing(), frames),
         Contender::new("ldap.o", &ldap.framing(), entries),
+        Contender::new("ldap.o, 4 bytes of length", &ldap.framing(), long_entries),
+        Contender::new("iscsi.o", &iscsi.framing(), pdus),
+        Contender::new("websocket.o, masked", &websocket.framing(), masked),
+        Contender::new("websocket.o, not masked", &websocket.framing(), unmasked),
+        Contender::new("rpc.o", &rpc.framing(), records),
         Contender::new("steering.o", &steering.framing(), calls),
-        Contender::new("five instructions, as such", &tripled.framing(), triples),
+        Contender::new("a product", &tripled.framing(), triples),
+        Contender::new("a quotient", &quotient.framing(), quotients),
         Contender::new("five instructions, interpreted", &h2.interpreted(), frames),
         Contender::new("thrift.o, interpreted", &thrift.interpreted(), words),
         Contender::new("mqtt.o, interpreted", &mqtt.interpreted(), packets),
         Contender::new("http2.o, interpreted", &http2.interpreted(), frames),
         Contender::new("ldap.o, interpreted", &ldap.interpreted(), entries),
         Contender::new("steering.o, interpreted", &steering.interpreted(), calls),
-        Contender::new("rpc.o", &rpc.framing(), records),
     ]
 }
 

@@ -121,14 +121,19 @@ impl Program {
             }
             Some(Meaning::Varint(varint)) => return (*varint).into(),
             Some(Meaning::Tree(tree)) => {
-                let whole = Arc::clone(tree);
-                let whole =
-                    move |bytes: &[u8]| whole.parse(bytes, || inner.answer(bytes, now_ns()));
-                if !tree.has_plain_lengths() {
-                    return Framing::closure(whole);
-                }
                 let tree = Arc::clone(tree);
-                return Framing::closure_with_short_way(move |bytes| tree.length(bytes), whole);
+                let ask = move |bytes: &[u8]| inner.answer(bytes, now_ns());
+                // (Each has a closure of its own, which is then part of what calls it.)
+                if !tree.has_short_way() {
+                    return Framing::closure(move |bytes| {
+                        tree.parse(bytes, || ask(bytes)).verdict(bytes.len())
+                    });
+                }
+                let whole = Arc::clone(&tree);
+                return Framing::closure_with_short_way(
+                    move |bytes| tree.length(bytes),
+                    move |bytes| whole.parse(bytes, || ask(bytes)).verdict(bytes.len()),
+                );
             }
             None => {}
         }
@@ -174,8 +179,8 @@ impl Inner {
 
     /// The same, for who seldom asks.
     #[cold]
-    fn answer(&self, bytes: &[u8], now_ns: u64) -> Verdict {
-        self.run(bytes, now_ns).verdict(bytes.len())
+    fn answer(&self, bytes: &[u8], now_ns: u64) -> Outcome {
+        self.run(bytes, now_ns)
     }
 
     fn run(&self, bytes: &[u8], now_ns: u64) -> Outcome {
@@ -204,7 +209,7 @@ impl Inner {
 pub(crate) const EFAULT: i32 = 14;
 
 /// A class is what a program leaves, at most 255, so that the order of classes stays.
-pub(crate) fn class(word: u32) -> u8 {
+fn class(word: u32) -> u8 {
     u8::try_from(word).unwrap_or(u8::MAX)
 }
 
@@ -223,8 +228,18 @@ impl Outcome {
         }
     }
 
+    /// Of the words that a program leaves.
+    #[inline(always)]
+    pub(crate) fn of_words(result: u32, key: Option<u32>, class_word: Option<u32>) -> Self {
+        Self {
+            result: result.cast_signed(),
+            key,
+            class: class_word.map(class),
+        }
+    }
+
     /// What this means for a message of which `have` bytes are there.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn verdict(&self, have: usize) -> Verdict {
         let mut verdict = Verdict::from_kernel(self.result, have);

@@ -5,14 +5,17 @@
 //! message, moved by some places: a length field, or else a varint, which kcm-frame has as plain
 //! values. The next best is a [`Tree`] of decisions between lengths that are sums of such pieces: an
 //! HTTP/2 frame or the preface, a WebSocket header of one of three sizes, a key beside the length.
-//! Anything else is left to the interpreter: offsets that the message says, divisions, more ways than
-//! are worth it; where only some ways come to that, the others are a tree all the same.
+//! Anything else is left to the interpreter: offsets that the message says, products of two fields,
+//! more ways than are worth it; where only some ways come to that, the others are a tree all the same.
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
-//! tree.rs       nodes as they are run               condition.rs  comparisons, as intervals
-//! tree/way.rs   the usual nodes, in a row           field.rs      bits of the message, as fields
-//!                                                   word.rs       fields, as they are read
+//! seen.rs       what is known on a way              round.rs      arithmetic with constants
+//! tree.rs       nodes as they are run
+//! tree/step.rs  one of them                         condition.rs  comparisons, as intervals
+//! tree/way.rs   the usual ones, in a row            field.rs      bits of the message, as fields
+//! tree/test.rs  a comparison in such a row          word.rs       fields, as they are read
+//!                                                   sum.rs        numbers, as they are run
 //! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
@@ -25,6 +28,9 @@ mod condition;
 mod field;
 mod follow;
 mod number;
+mod round;
+mod seen;
+mod sum;
 mod tree;
 mod word;
 
@@ -40,7 +46,8 @@ use crate::recognise::field::{Order, single};
 use crate::recognise::follow::{End, Node, Then, follow};
 use crate::recognise::number::Bit;
 pub(crate) use crate::recognise::number::Number;
-pub(crate) use crate::recognise::tree::{Sum, Tree};
+pub(crate) use crate::recognise::sum::Sum;
+pub(crate) use crate::recognise::tree::Tree;
 use crate::verifier::Verified;
 
 /// What a program comes down to.

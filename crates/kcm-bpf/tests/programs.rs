@@ -407,6 +407,131 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
     })
 }
 
+/// What headers of protocols are made of: some comparisons with numbers that messages have, behind which
+/// there is an error or a constant, then a length of several fields to each of which something is done,
+/// and perhaps a key.
+fn headers() -> impl Strategy<Value = Vec<Insn>> {
+    const NUMBERS: [i32; 16] = [
+        0,
+        1,
+        2,
+        3,
+        0x7f,
+        0x80,
+        0xff,
+        0x100,
+        0x180,
+        0x7fff,
+        0x8000,
+        0xffff,
+        0x7fff_ffff,
+        -1,
+        i32::MIN,
+        0x7f00_0000,
+    ];
+    let field = (0..3usize, 0..9i32, 0..6u8);
+    let test = (
+        (field.clone(), 0..6u8, 0..40i32),
+        0..11usize,
+        any::<bool>(),
+        0..NUMBERS.len(),
+        any::<bool>(),
+    );
+    let part = (field, 0..14u8, 0..40i32, any::<bool>());
+    let tests = prop::collection::vec(test, 0..4);
+    let parts = prop::collection::vec(part, 0..4);
+    (tests, parts, -60..60i32, 0..4u8).prop_map(|(tests, parts, bias, key)| {
+        let insn = |code, dst, src, off, imm| Insn {
+            code,
+            dst,
+            src,
+            off,
+            imm,
+        };
+        let load = |insns: &mut Vec<Insn>, (size, offset, swap): (usize, i32, u8)| {
+            insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
+            if swap == 0 {
+                insns.push(insn(ALU64 | END, 0, 0, 0, [16, 16, 32][size]));
+            }
+        };
+        let mut insns = vec![
+            insn(ALU64 | MOV | X, 6, 1, 0, 0),
+            insn(ALU64 | MOV, 7, 0, 0, bias),
+            insn(LDX | MEM | W, 8, 6, 0, 0),
+        ];
+        for ((field, kind, few), cmp, wide, number, is_error) in tests {
+            load(&mut insns, field);
+            let class = if wide { JMP } else { JMP32 };
+            let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
+            let result = if is_error { -71 } else { 9 };
+            match kind {
+                // So many bytes must have come, or as many as the field says.
+                0 => insns.push(insn(jump, 8, 0, 2, few)),
+                1 => insns.extend([
+                    insn(ALU64 | AND, 0, 0, 0, 0xf),
+                    insn(ALU64 | ADD, 0, 0, 0, few),
+                    insn(jump | X, 8, 0, 2, 0),
+                ]),
+                _ => insns.push(insn(jump, 0, 0, 2, NUMBERS[number])),
+            }
+            insns.push(insn(ALU64 | MOV, 0, 0, 0, result));
+            insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        }
+        for (field, kind, n, wide) in parts {
+            load(&mut insns, field);
+            let class = if wide { ALU64 } else { ALU };
+            let k = |operation, imm| insn(class | operation, 0, 0, 0, imm);
+            insns.extend(match kind {
+                0 => vec![k(MUL, n)],
+                1 => vec![k(RSH, n & 7)],
+                2 => vec![k(AND, 0x7f)],
+                3 | 4 => vec![k(ADD, 3), k(AND, !3)],
+                5 | 6 => vec![k(DIV, n.max(1))],
+                7 => vec![k(MOD, n.max(1))],
+                8 => vec![insn(class | NEG, 0, 0, 0, 0), k(AND, 3)],
+                9 => vec![k(ADD, n), k(RSH, 2), k(MUL, 12)],
+                10 => vec![k(SUB, n), k(ARSH, 1), k(XOR, -1)],
+                11 => vec![k(MUL, 5), k(DIV, n + 3), k(OR, 1)],
+                12 => vec![k(ADD, n), k(LSH, 4)],
+                _ => vec![],
+            });
+            let add = if n % 8 == 7 { SUB } else { ADD };
+            insns.push(insn(class | add | X, 7, 0, 0, 0));
+        }
+        if key == 0 {
+            insns.push(insn(LD | ABS | W, 0, 0, 0, 12));
+            insns.push(insn(STX | MEM | W, 6, 0, 48, 0));
+        }
+        insns.push(insn(ALU64 | MOV | X, 0, 7, 0, 0));
+        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns
+    })
+}
+
+/// Bytes for which such comparisons hold now and then, and lengths are short.
+fn header_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop::sample::select(vec![0u8, 0, 0, 1, 2, 3, 0x7f, 0x80, 0xff]);
+    prop::collection::vec(byte, 24..32)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(700))]
+
+    /// With all that a receiver sees of each message while it comes.
+    #[test]
+    fn programs_of_headers(
+        insns in headers(),
+        messages in prop::collection::vec(header_bytes(), 4),
+    ) {
+        let program = Program::verify(insns).expect("nothing in it can go wrong");
+        for message in &messages {
+            for len in 0..=message.len() {
+                agrees(&program, &message[..len])?;
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -419,17 +544,23 @@ proptest! {
     }
 }
 
-/// If this fails, the property above proves little.
+/// If this fails, the properties above prove little.
 #[test]
-fn branching_programs_are_often_recognised() {
+fn such_programs_are_often_recognised() {
+    let (branching, headers) = (trees(&branching()), trees(&headers()));
+    assert!(branching > 400, "{branching} trees of 1000");
+    assert!(headers > 800, "{headers} trees of 1000");
+}
+
+/// How many of 1000 programs become trees.
+fn trees(programs: &impl Strategy<Value = Vec<Insn>>) -> usize {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let trees = (0..1000)
+    (0..1000)
         .filter(|_| {
-            let insns = branching().new_tree(&mut runner).expect("no filter");
+            let insns = programs.new_tree(&mut runner).expect("no filter");
             let program = Program::verify(insns.current()).expect("safe");
             program.account().to_string().contains("from fields")
         })
-        .count();
-    assert!(trees > 400, "{trees} trees of 1000");
+        .count()
 }

@@ -6,15 +6,29 @@
 
 use crate::alu::{Alu, Cmp};
 use crate::recognise::number::{Bit, LOW, Number};
+use crate::recognise::seen::Seen;
 
-/// Whether `plus - minus - low` is not above `span`, as numbers of 64 bits, or of 32 with `half`.
+/// Whether `number - low` is not above `span`, as numbers of 64 bits, or of 32 with `half`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Condition {
-    pub(super) plus: Number,
-    pub(super) minus: Number,
+    pub(super) number: Number,
     pub(super) low: u64,
     pub(super) span: u64,
     pub(super) half: bool,
+}
+
+impl Condition {
+    /// Whether it holds, if the number is this.
+    pub(super) const fn is_inside(&self, number: u64) -> bool {
+        let keep = if self.half { LOW } else { u64::MAX };
+        number.wrapping_sub(self.low) & keep <= self.span
+    }
+
+    /// The same with what is known of the message.
+    pub(super) fn simplified(mut self, seen: &Seen) -> Self {
+        self.number = seen.simplified(self.number);
+        self
+    }
 }
 
 /// What a comparison comes down to.
@@ -126,30 +140,27 @@ fn with_constant(cmp: Cmp, wide: bool, a: Number, constant: u64) -> Option<Compa
     if from <= to && most < from {
         return Some(Comparison::Known(outside));
     }
-    let (mut plus, mut low, mut span) = (a, from, to.wrapping_sub(from) & all);
+    let (mut number, mut low, mut span) = (a, from, to.wrapping_sub(from) & all);
     let mut half = !wide;
     // Below a power of two: some bits are all 0.
     if low == 0
         && (span + 1).is_power_of_two()
-        && let Some(bits) = plus.as_bits()
+        && let Some(bits) = number.as_bits()
         && !bits.contains(&Bit::One)
     {
         let above = (span + 1).trailing_zeros() as usize;
         let first = (above..64).find(|&i| bits[i] != Bit::Zero)?;
-        plus = Number::of_bits(std::array::from_fn(|i| {
+        number = Number::of_bits(std::array::from_fn(|i| {
             bits.get(first + i).copied().unwrap_or(Bit::Zero)
         }));
         (span, half) = (0, false);
     }
     // The constant is part of what is subtracted.
-    if plus.terms.iter().all(|term| term.is_plain()) {
-        low = low.wrapping_sub(plus.bias) & all;
-        plus.bias = 0;
-    }
+    low = low.wrapping_sub(number.bias) & all;
+    number.bias = 0;
     Some(Comparison::Unknown(
         Condition {
-            plus,
-            minus: Number::constant(0),
+            number,
             low,
             span,
             half,
@@ -177,8 +188,7 @@ fn difference(cmp: Cmp, wide: bool, a: Number, b: Number) -> Option<Comparison> 
     };
     let half = false;
     let condition = Condition {
-        plus,
-        minus,
+        number: plus.minus(minus)?,
         low,
         span,
         half,

@@ -20,6 +20,7 @@ use crate::decode::{Op, Operand};
 use crate::insn::op;
 use crate::recognise::condition::{Comparison, Condition, compare};
 use crate::recognise::number::{Bit, Number};
+use crate::recognise::seen::Seen;
 use crate::verifier::helpers::{KTIME_GET_NS, SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
 use crate::verifier::{CB_BYTES, Context, STACK_BYTES, Verified};
 use kcm_frame::MAX_FIELD_OFFSET;
@@ -157,6 +158,8 @@ struct State {
     /// The bytes that are there: at least so many, and fewer than so many.
     least: usize,
     fewer_than: usize,
+    /// What was said of them.
+    seen: Seen,
 }
 
 impl State {
@@ -174,6 +177,7 @@ impl State {
             callers: Vec::new(),
             least: 0,
             fewer_than: usize::MAX,
+            seen: Seen::default(),
         }
     }
 
@@ -273,15 +277,31 @@ impl Follower<'_> {
                         Comparison::Known(true) => state.at = target,
                         Comparison::Known(false) => {}
                         Comparison::Unknown(condition, opposite) => {
-                            let holds = State {
-                                at: target,
-                                depth: state.depth + 1,
-                                ..state.clone()
+                            let condition = condition.simplified(&state.seen);
+                            let (inside, outside) = state.seen.sides(&condition);
+                            let (yes, no) = if opposite {
+                                (outside, inside)
+                            } else {
+                                (inside, outside)
                             };
-                            state.depth += 1;
-                            let (no, yes) = (self.way(state)?, self.way(holds)?);
-                            let (inside, outside) = if opposite { (no, yes) } else { (yes, no) };
-                            return self.decide(condition, inside, outside);
+                            match (yes, no) {
+                                (Some(yes), Some(no)) => {
+                                    let holds = State {
+                                        at: target,
+                                        depth: state.depth + 1,
+                                        seen: yes,
+                                        ..state.clone()
+                                    };
+                                    (state.depth, state.seen) = (state.depth + 1, no);
+                                    let (no, yes) = (self.way(state)?, self.way(holds)?);
+                                    let (inside, outside) =
+                                        if opposite { (no, yes) } else { (yes, no) };
+                                    return self.decide(condition, inside, outside);
+                                }
+                                // It is decided already.
+                                (Some(_), None) => state.at = target,
+                                _ => {}
+                            }
                         }
                     }
                 }
@@ -411,13 +431,13 @@ impl Follower<'_> {
     }
 
     fn end(&mut self, state: &State) -> Option<usize> {
-        let result = state.number(0)?.clone().into_result();
+        let result = |number: Number| state.seen.simplified(number).into_result();
         let word = |n: u64| match load(&state.cb, 4 * n, 4) {
-            Some(Value::Number(number)) => Some(number.into_result()),
+            Some(Value::Number(number)) => Some(result(number)),
             _ => None,
         };
         let mut end = End {
-            result,
+            result: result(state.number(0)?.clone()),
             key: None,
             class: None,
         };

@@ -3,11 +3,13 @@
 //! A [`Number`] is a sum: rows of 64 bits, each 0, 1 or a certain bit of the message, and a constant.
 //! Shifts, masks, swaps and ors of disjoint parts just move bits about, so it does not matter in which
 //! of many ways a compiler has written a 24-bit little-endian field. What else is done to a row with
-//! constants (rounded up to whole words, multiplied, divided) is kept as that behind it: a [`Term`].
+//! constants (rounded up to whole words, multiplied, divided) is kept as [`Round`]s behind it: a
+//! [`Term`].
 //!
 //! Nothing here is an approximation: an operation gives the number, or nothing.
 
 use crate::alu::{Alu, Swap};
+use crate::recognise::round::{Round, divisor};
 
 /// A bit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +30,11 @@ pub(super) type Bits = [Bit; 64];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Term {
     pub(super) bits: Bits,
-    pub(super) then: Vec<Change>,
+    pub(super) then: Vec<Round>,
 }
 
-/// Arithmetic with a constant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) alu: Alu,
-    pub(super) wide: bool,
-    pub(super) by: u64,
-}
-
-/// Most changes of a term. With more of them it is instructions again.
-const MAX_CHANGES: usize = 8;
+/// Most rounds of a term. With more of them it is instructions again.
+const MAX_ROUNDS: usize = 4;
 
 /// Most terms of a sum. A program that adds a number to itself again and again would double them each
 /// time; those of protocols have two or three.
@@ -76,30 +70,42 @@ impl Term {
         }
         self.then
             .iter()
-            .fold(most, |most, change| change.most_after(most))
-    }
-}
-
-impl Change {
-    #[inline(always)]
-    pub(super) fn of(self, value: u64) -> u64 {
-        self.alu.eval(self.wide, value, self.by)
+            .fold(most, |most, round| round.most_after(most))
     }
 
-    /// What no value is above, if none was above `most` before.
-    fn most_after(self, most: u64) -> u64 {
-        let (all, by) = if self.wide {
-            (u64::MAX, self.by)
+    /// The product, modulo 2⁶⁴.
+    fn times(&mut self, by: u64) {
+        if self.is_plain() && by.is_power_of_two() {
+            let (bits, places) = (self.bits, by.trailing_zeros() as usize);
+            let moved = |i: usize| i.checked_sub(places).map_or(Bit::Zero, |i| bits[i]);
+            self.bits = std::array::from_fn(moved);
         } else {
-            (LOW, self.by & LOW)
-        };
-        let most = most.min(all);
-        match self.alu {
-            Alu::And => most.min(by),
-            Alu::Add => most.checked_add(by).map_or(all, |sum| sum.min(all)),
-            Alu::Rsh => self.of(most),
-            _ => all,
+            self.times_plus(by, 0);
         }
+    }
+
+    fn times_plus(&mut self, times: u64, plus: u64) {
+        match self.then.last_mut() {
+            Some(last) if last.is_open() => last.times_plus(times, plus),
+            _ => self.then.push(Round::new(times, plus)),
+        }
+    }
+
+    fn keep(&mut self, keep: u64) {
+        self.last().keep(keep);
+    }
+
+    fn shift(&mut self, by: u32) {
+        self.last().shift(by);
+    }
+
+    /// The last round; one is begun if there is none.
+    fn last(&mut self) -> &mut Round {
+        if self.then.is_empty() {
+            self.then.push(Round::NOTHING);
+        }
+        let last = self.then.len() - 1;
+        &mut self.then[last]
     }
 }
 
@@ -149,6 +155,49 @@ impl Number {
             }
         }
         Some(bits)
+    }
+
+    /// What it is, if its bits are these.
+    pub(super) fn value(&self, of: impl Fn(Bit) -> u64) -> u64 {
+        let term = |term: &Term| {
+            let bits = (0..).zip(term.bits).map(|(i, bit): (u32, _)| of(bit) << i);
+            (term.then.iter()).fold(bits.sum(), |value, round| round.of(value))
+        };
+        let sum = (self.terms.iter()).fold(self.bias, |sum, next| sum.wrapping_add(term(next)));
+        if self.half { sum & LOW } else { sum }
+    }
+
+    /// The same, if some bits of the message are known.
+    pub(super) fn with_known(&self, known: impl Fn(u32) -> Option<bool>) -> Option<Self> {
+        let mut sum = Self::constant(self.bias);
+        for term in &self.terms {
+            let bits = term.bits.map(|bit| match bit {
+                Bit::Packet(at) => match known(at) {
+                    Some(false) => Bit::Zero,
+                    // (Something that is done to it cannot be done to its parts.)
+                    Some(true) if term.is_plain() => Bit::One,
+                    _ => bit,
+                },
+                bit => bit,
+            });
+            let mut part = Self::of_bits(bits);
+            for known in &mut part.terms {
+                known.then.clone_from(&term.then);
+            }
+            if part.terms.is_empty() && !term.is_plain() {
+                let value = Self {
+                    terms: vec![Term {
+                        bits,
+                        then: term.then.clone(),
+                    }],
+                    ..Self::constant(0)
+                };
+                part = Self::constant(value.value(|_| 0));
+            }
+            sum = sum.plus(part)?;
+        }
+        sum.half = self.half;
+        Some(sum)
     }
 
     pub(super) fn of_bits(mut bits: Bits) -> Self {
@@ -209,11 +258,10 @@ impl Number {
     /// The low half as a result: what is above does not count.
     pub(super) fn into_result(mut self) -> Self {
         for term in &mut self.terms {
-            while let Some(last) = term.then.last().copied() {
-                match last.alu {
-                    Alu::And if last.by & LOW == LOW => {}
-                    Alu::Add => self.bias = self.bias.wrapping_add(last.by),
-                    _ => break,
+            while let Some(last) = term.then.last_mut() {
+                self.bias = self.bias.wrapping_add(last.take_sum(LOW));
+                if *last != Round::NOTHING {
+                    break;
                 }
                 term.then.pop();
             }
@@ -231,32 +279,31 @@ impl Number {
     /// The same without `half`, so that something can be done with all 64 bits.
     pub(crate) fn exact(self) -> Option<Self> {
         if self.half {
-            let bias = self.bias;
-            Self { bias: 0, ..self }.then(Alu::Add, false, bias)
+            Self::of_term(self.into_term(true)?)
         } else {
             Some(self)
         }
     }
 
-    /// The number, changed in a way that bits and sums cannot say.
-    fn then(mut self, alu: Alu, wide: bool, by: u64) -> Option<Self> {
-        if self.half && wide {
-            self = self.exact()?;
-        }
-        let [term] = &mut self.terms[..] else {
-            return None;
-        };
+    /// The number as a single term; its low half, if it is not `wide`.
+    fn into_term(mut self, wide: bool) -> Option<Term> {
+        let is_cut = self.half || !wide && self.most() > LOW;
+        let mut term = self.terms.pop().filter(|_| self.terms.is_empty())?;
         if self.bias != 0 {
-            // (Without `half`, or else the change takes the low half alone.)
-            term.then.push(Change {
-                alu: Alu::Add,
-                wide: true,
-                by: self.bias,
-            });
+            term.times_plus(1, self.bias);
         }
-        term.then.push(Change { alu, wide, by });
-        (self.bias, self.half) = (0, false);
-        (self.terms.iter().all(|term| term.then.len() <= MAX_CHANGES)).then_some(self)
+        if is_cut {
+            term.keep(LOW);
+        }
+        Some(term)
+    }
+
+    fn of_term(term: Term) -> Option<Self> {
+        (term.then.len() <= MAX_ROUNDS).then(|| Self {
+            terms: vec![term],
+            bias: 0,
+            half: false,
+        })
     }
 
     pub(crate) fn alu(self, alu: Alu, wide: bool, by: Self) -> Option<Self> {
@@ -275,24 +322,74 @@ impl Number {
                 let less = Self::constant(by.wrapping_neg());
                 Some(operand(self)?.plus(less)?.cut(wide))
             }
-            (Alu::Mul, Some(by)) if by.is_power_of_two() => {
-                let shift = Self::constant(by.trailing_zeros().into());
-                // (In 32 bits nothing is left of a product with 2³² or more.)
-                if !wide && by > LOW {
-                    return Some(Self::constant(0));
-                }
-                self.alu(Alu::Lsh, wide, shift)
+            (Alu::Sub, None) => Some(operand(self)?.minus(operand(by)?)?.cut(wide)),
+            // (As do products.)
+            (Alu::Mul, Some(by)) => {
+                let by = if wide { by } else { by & LOW };
+                Some(operand(self)?.times(by).cut(wide))
             }
-            (Alu::Lsh, Some(by)) if self.terms.iter().all(Term::is_plain) => {
-                Some(operand(self)?.shifted_left(amount(wide, by)?)?.cut(wide))
+            (Alu::Lsh, Some(by)) => {
+                let by = 1_u64 << amount(wide, by)?;
+                Some(operand(self)?.times(by).cut(wide))
+            }
+            (Alu::Div, Some(by)) if by.is_power_of_two() => {
+                self.alu(Alu::Rsh, wide, Self::constant(by.trailing_zeros().into()))
+            }
+            (Alu::Mod, Some(by)) if by.is_power_of_two() => {
+                self.alu(Alu::And, wide, Self::constant(by - 1))
             }
             _ => {
                 if let Some(bits) = self.clone().in_bits(alu, wide, &by) {
                     return Some(Self::of_bits(bits).cut(wide));
                 }
-                self.then(alu, wide, constant?)
+                self.in_a_round(alu, wide, constant?)
             }
         }
+    }
+
+    /// An operation that does not keep each bit whole, by a constant.
+    fn in_a_round(self, alu: Alu, wide: bool, by: u64) -> Option<Self> {
+        let (all, sign) = if wide {
+            (u64::MAX, 1 << 63)
+        } else {
+            (LOW, 1 << 31)
+        };
+        let (most, by) = (self.most().min(all), by & all);
+        let mut term = self.into_term(wide)?;
+        let has_no_sign = most < sign && by < sign;
+        match alu {
+            Alu::And => term.keep(by),
+            // What is there already is not added.
+            Alu::Or => {
+                term.keep(!by);
+                return Self::of_term(term)?.plus(Self::constant(by));
+            }
+            // The complement of x is -x - 1.
+            Alu::Xor if by == all => {
+                term.times(u64::MAX);
+                return Some(
+                    Self::of_term(term)?
+                        .plus(Self::constant(u64::MAX))?
+                        .cut(wide),
+                );
+            }
+            Alu::Rsh => term.shift(amount(wide, by)?),
+            Alu::Arsh if most < sign => term.shift(amount(wide, by)?),
+            Alu::Div if most <= LOW => divide(&mut term, by)?,
+            Alu::SDiv if has_no_sign && most <= LOW => divide(&mut term, by)?,
+            // What is left of it is it, less the whole parts.
+            Alu::Mod if most <= LOW => return Self::of_term(term)?.remainder(by),
+            Alu::SMod if has_no_sign && most <= LOW => return Self::of_term(term)?.remainder(by),
+            _ => return None,
+        }
+        Self::of_term(term)
+    }
+
+    /// What a division leaves of a number of 32 bits.
+    fn remainder(self, by: u64) -> Option<Self> {
+        let mut whole = self.terms.first()?.clone();
+        divide(&mut whole, by)?;
+        self.plus(Self::of_term(whole)?.times(by.wrapping_neg()))
     }
 
     /// An operation that keeps each bit whole, on a number that is just bits.
@@ -347,8 +444,7 @@ impl Number {
     }
 
     pub(super) fn negated(self, wide: bool) -> Option<Self> {
-        self.alu(Alu::Xor, wide, Self::constant(u64::MAX))?
-            .alu(Alu::Add, wide, Self::constant(1))
+        self.alu(Alu::Mul, wide, Self::constant(u64::MAX))
     }
 
     pub(super) fn sign_extend(&self, from_bits: u32, wide: bool) -> Option<Self> {
@@ -383,23 +479,32 @@ impl Number {
         (self.terms.len() <= MAX_TERMS).then_some(self)
     }
 
-    fn shifted_left(mut self, by: u32) -> Option<Self> {
-        let by = usize::try_from(by).ok()?;
-        if !self.terms.iter().all(Term::is_plain) {
-            return None;
-        }
+    /// The product, modulo 2⁶⁴.
+    fn times(mut self, by: u64) -> Self {
         for term in &mut self.terms {
-            let bits = term.bits;
-            term.bits = std::array::from_fn(|i| if i < by { Bit::Zero } else { bits[i - by] });
+            term.times(by);
         }
         self.terms
-            .retain(|term| term.bits.iter().any(|bit| *bit != Bit::Zero));
-        self.bias <<= by;
-        Some(self)
+            .retain(|term| by != 0 && term.bits.iter().any(|bit| *bit != Bit::Zero));
+        self.bias = self.bias.wrapping_mul(by);
+        self
+    }
+
+    /// The difference, modulo 2⁶⁴.
+    pub(super) fn minus(self, other: Self) -> Option<Self> {
+        self.plus(other.times(u64::MAX))
     }
 }
 
 /// The amount of a shift, which is below the width.
 fn amount(wide: bool, by: u64) -> Option<u32> {
     u32::try_from(by & if wide { 63 } else { 31 }).ok()
+}
+
+/// The quotient of a number of 32 bits.
+fn divide(term: &mut Term, by: u64) -> Option<()> {
+    let (times, plus, shift) = divisor(u32::try_from(by).ok()?)?;
+    term.times_plus(times, plus);
+    term.shift(shift);
+    Some(())
 }

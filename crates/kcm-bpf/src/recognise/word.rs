@@ -17,6 +17,12 @@ pub(crate) struct Word {
     mask: u64,
 }
 
+/// No byte: joined with others, it is these.
+pub(super) const NO_BYTES: Range<usize> = Range {
+    start: usize::MAX,
+    end: 0,
+};
+
 impl Word {
     /// The field at the front of the word that begins with it. (Of the length, it is the bits of that
     /// as a word.)
@@ -73,10 +79,44 @@ impl Word {
         word.rotate_left(self.turn) & self.mask
     }
 
-    /// The bits of 8 bytes that were read in little-endian order.
-    #[inline(always)]
-    pub(super) const fn of_little(&self, word: u64) -> u64 {
-        self.of_number(if self.is_big { word.swap_bytes() } else { word })
+    /// The order in which the 8 bytes are read.
+    pub(super) const fn is_big(&self) -> bool {
+        self.is_big
+    }
+
+    /// The same bits of 8 bytes that are read in this order, if they are moved as a whole then too.
+    pub(super) fn in_order(&self, is_big: bool) -> Option<Self> {
+        let bytes = self.bytes();
+        if is_big == self.is_big || self.mask == 0 {
+            return Some(Self { is_big, ..*self });
+        }
+        // A single byte, which is as far from the other end as it was from the one.
+        let index = low((bytes.start.checked_sub(self.offset)?) as u64);
+        let by = if is_big {
+            128 + 16 * index - 56
+        } else {
+            56 + 128 - 16 * index
+        };
+        (bytes.len() == 1).then_some(Self {
+            is_big,
+            turn: (self.turn + by) % 64,
+            ..*self
+        })
+    }
+
+    /// The same bits in the other order, not moved at all, and what a number of them is then.
+    pub(super) fn exchanged(&self, value: u64) -> Option<(Self, u64)> {
+        if value & !self.mask != 0 {
+            return None;
+        }
+        let other = |value: u64| value.rotate_right(self.turn).swap_bytes();
+        let word = Self {
+            offset: self.offset,
+            is_big: !self.is_big,
+            turn: 0,
+            mask: other(self.mask),
+        };
+        Some((word, other(value)))
     }
 
     /// A number of these bits as it lies in the 8 bytes, read in little-endian order.
@@ -92,6 +132,9 @@ impl Word {
     /// The bytes of the message that it looks at.
     pub(super) const fn bytes(&self) -> Range<usize> {
         let bits = self.as_it_lies(self.mask);
+        if bits == 0 {
+            return NO_BYTES;
+        }
         let (before, behind) = (bits.trailing_zeros() / 8, bits.leading_zeros() / 8);
         self.offset + before as usize..self.offset + 8 - behind as usize
     }
@@ -165,6 +208,14 @@ mod tests {
                 prop_assert_eq!(value, expected);
                 let lies = u64::from_le_bytes(*bytes[offset..].first_chunk().expect("8 bytes"));
                 prop_assert_eq!(lies & word.as_it_lies(word.mask()), word.as_it_lies(value));
+            }
+            if let (Some(value), Some(other)) = (word.of(&bytes), word.in_order(!is_big)) {
+                prop_assert_eq!((other.is_big(), other.of(&bytes)), (!is_big, Some(value)));
+            }
+            if let (Some(value), true) = (word.of(&bytes), word.mask() != 0) {
+                let (other, exchanged) = word.exchanged(value).expect("one of its numbers");
+                prop_assert_eq!((other.is_big(), other.of(&bytes)), (!is_big, Some(exchanged)));
+                prop_assert_eq!(word.exchanged(!value), None);
             }
             // From wherever its bytes are all there, it is the same.
             let its = word.bytes();

@@ -5,14 +5,28 @@
 //! of them is, and load what it is about. Most headers are short: a way takes the steps together that
 //! look at the same 8 bytes, which are loaded once, and says at once what is at their end. Where a test
 //! does hold, or other bytes are asked for, another way begins.
+//!
+//! ```text
+//! LDAP:  is byte 0 not 0x30? --yes--> another way: -71
+//!        has byte 1 its top bit? --yes--> another way: as many bytes of length as byte 1 says
+//!        the length is byte 1 and 2 more
+//! ```
+//!
+//! Which side of a decision is the usual one is a guess, by what can be seen: an error is not, nor is
+//! what only the instructions know; else it is the side that more values of the field lead to.
 
+use std::hint::cold_path;
+use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
 use crate::alu::low;
-use crate::recognise::number::Change;
-use crate::recognise::tree::{Run, Step, Sum, changed};
-use crate::recognise::word::{Word, word};
+use crate::program::Outcome;
+use crate::recognise::round::Round;
+use crate::recognise::sum::Sum;
+use crate::recognise::tree::step::{Decision, Labelled, Run, Step};
+use crate::recognise::tree::test::Test;
+use crate::recognise::word::{NO_BYTES, Word, word};
 
 #[derive(Clone, Debug)]
 pub(super) struct Way {
@@ -20,6 +34,8 @@ pub(super) struct Way {
     begin: usize,
     /// Where the 8 bytes are.
     offset: usize,
+    /// The order in which they are a number: that of all its words.
+    is_big: bool,
     tests: Vec<Test>,
     last: Last,
     /// What it is about.
@@ -28,68 +44,70 @@ pub(super) struct Way {
     need: usize,
 }
 
-/// What is at the end of a way.
+/// What is at the end of a way. (With `repr` it is known by one look at a number of its own.)
 #[derive(Clone, Debug)]
+#[repr(u8)]
 enum Last {
-    /// In the same 8 bytes.
+    /// Of the same 8 bytes.
     Length(Length),
-    Other(Box<Other>),
+    /// Of others.
+    Sum(Box<Sum>),
+    Labelled(Box<Labelled>),
+    /// Of others, too; whether it is usual that it is inside.
+    Decide(Box<Decision>, bool),
     /// The way that begins at this step.
     Turn(usize),
     /// A step that has no quick form.
     Step(usize),
 }
 
-/// Whether some bits of the 8 bytes, read in little-endian order, are `value`.
-#[derive(Clone, Debug)]
-struct Test {
-    mask: u64,
-    value: u64,
-    /// Where it goes on if they are.
-    inside: usize,
-}
-
-/// Some bits and a constant.
+/// Some bits, or none, and a constant; then perhaps others, each with something that is done with it.
 #[derive(Clone, Debug)]
 struct Length {
     word: Word,
     bias: u64,
-}
-
-/// More than a plain length: one to which more is done, a constant, or with labels.
-#[derive(Clone, Debug)]
-pub(super) struct Other {
-    /// Bytes that must be there.
-    need: usize,
-    length: Changed,
-    key: Option<Changed>,
-    class: Option<Changed>,
-}
-
-/// Some bits, what is done with them, and a constant.
-#[derive(Clone, Debug)]
-struct Changed {
-    length: Length,
-    then: Vec<Change>,
+    more: Vec<(Word, Round)>,
 }
 
 /// Where a way leads to.
-pub(super) enum End<'a> {
-    Length(NonZeroU64),
-    Other(&'a Other),
+pub(super) enum End {
+    Outcome(Outcome),
     /// To the way that begins at this step.
     Turn(usize),
-    /// To a step that has no quick form, with these bytes at least.
+    /// To a step that has no quick form, or not with these bytes.
     Step(usize),
+}
+
+/// Where a way leads to, as far as that is known from its 8 bytes.
+pub(super) enum ShortEnd {
+    Length(NonZeroU64),
+    Turn(usize),
+    /// To what is at its end.
+    Last,
+    /// To the step where it begins: there are too few bytes, or it is no length.
+    Step,
 }
 
 /// Bytes that are read at once.
 const WORD_BYTES: usize = 8;
 
+/// The longest message of a program: its result has a sign.
+const LONGEST: u64 = i32::MAX as u64;
+
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
-        Self::known(begin, step, before).unwrap_or_else(|| Self::to(begin, Last::Step(begin)))
+        let way = match &step.then {
+            Run::Decide(decision) => Self::decision(begin, decision, before),
+            Run::Length(sum) => Self::length(begin, sum),
+            Run::Labelled(labelled) => Some(Self::to(begin, Last::Labelled(labelled.clone()))),
+            Run::Ask => None,
+        };
+        let way = way.unwrap_or_else(|| Self::to(begin, Last::Step(begin)));
+        Self {
+            need: way.need.max(step.need),
+            ..way
+        }
     }
 
     /// A way without tests that looks at nothing.
@@ -97,187 +115,226 @@ impl Way {
         Self {
             begin,
             offset: 0,
+            is_big: false,
             tests: Vec::new(),
             last,
-            // Of no byte: whatever it is joined with remains.
-            bytes: Range {
-                start: usize::MAX,
-                end: 0,
-            },
+            bytes: NO_BYTES,
             need: 0,
         }
     }
 
-    fn known(begin: usize, step: &Step, before: &[Self]) -> Option<Self> {
-        let need = step.need;
-        match &step.then {
-            Run::Decide {
-                sum,
-                minus: None,
-                keep,
-                span: 0,
-                inside,
-                outside,
-            } => {
-                let word = tested(sum, *keep)?;
-                let value = sum.bias.wrapping_neg() & keep;
-                let test = |offset| {
-                    let word = word.moved_to(offset);
-                    Test {
-                        mask: word.as_it_lies(word.mask()),
-                        value: word.as_it_lies(value),
-                        inside: *inside,
-                    }
-                };
-                let bytes = word.bytes();
-                let alone = Self::to(begin, Last::Turn(*outside)).about(bytes.clone())?;
-                let rest = before.get(*outside)?;
-                let both = bytes.start.min(rest.bytes.start)..bytes.end.max(rest.bytes.end);
-                let mut way = match rest.clone().about(both) {
-                    Some(together) => Self { begin, ..together },
-                    None => alone,
-                };
-                way.tests.insert(0, test(way.offset));
-                way.need = way.need.max(need);
-                Some(way)
+    fn length(begin: usize, sum: &Sum) -> Option<Self> {
+        if let Some(constant) = sum.as_constant()
+            && low(constant).cast_signed() <= 0
+        {
+            return None;
+        }
+        let in_a_word = || {
+            let length = Length::new(sum)?;
+            let (bytes, is_big) = (length.bytes(), length.is_big());
+            let way = Self::to(begin, Last::Length(length));
+            if bytes.is_empty() {
+                return Some(way);
             }
-            Run::Decide { .. } | Run::Ask => None,
-            Run::Length(sum) => {
-                let length = Changed::new(sum)?;
-                if !length.then.is_empty() || sum.is_constant() {
-                    return Some(Self::to(begin, Last::other(need, length, None, None)));
-                }
-                let bytes = length.length.word.bytes();
-                let way = Self::to(begin, Last::Length(length.length)).about(bytes)?;
-                Some(Self { need, ..way })
-            }
-            Run::Labelled(sums) => {
-                let label = |sum: &Option<Sum>| match sum {
-                    Some(sum) => Changed::new(sum).map(Some),
-                    None => Some(None),
-                };
-                let (length, key, class) = &**sums;
-                let (length, key, class) = (Changed::new(length)?, label(key)?, label(class)?);
-                Some(Self::to(begin, Last::other(need, length, key, class)))
+            way.about(&bytes, is_big)
+        };
+        in_a_word().or_else(|| Some(Self::to(begin, Last::Sum(Box::new(sum.clone())))))
+    }
+
+    fn decision(begin: usize, decision: &Decision, before: &[Self]) -> Option<Self> {
+        let (inside, outside) = (before.get(decision.inside)?, before.get(decision.outside)?);
+        if let Some((need, is_inside)) = decision.known_by_len() {
+            let way = if is_inside { inside } else { outside }.clone();
+            let need = way.need.max(need);
+            return Some(Self { begin, need, ..way });
+        }
+        let is_inside_usual = is_inside_usual(decision, inside, outside);
+        match Test::new(decision, is_inside_usual) {
+            Some(test) if is_inside_usual => inside.behind(begin, &test),
+            Some(test) => outside.behind(begin, &test),
+            None => {
+                let decision = Box::new(decision.clone());
+                Some(Self::to(begin, Last::Decide(decision, is_inside_usual)))
             }
         }
     }
 
-    /// The same, with 8 bytes that have all of these, if there are such.
-    fn about(mut self, bytes: Range<usize>) -> Option<Self> {
+    /// The way that is a test and then this one.
+    fn behind(&self, begin: usize, test: &Test) -> Option<Self> {
+        let bytes = test.word.bytes();
+        let both = join(&bytes, &self.bytes);
+        let is_big = test.word.is_big();
+        let about = |way: Self, bytes: &Range<usize>, is_big| {
+            let test = test.clone().about(bytes.start, is_big)?;
+            Some((way.about(bytes, is_big)?, test))
+        };
+        let (mut way, test) = about(self.clone(), &both, self.is_big)
+            .or_else(|| about(self.clone(), &both, is_big))
+            .or_else(|| about(Self::to(begin, Last::Turn(self.begin)), &bytes, is_big))?;
+        way.begin = begin;
+        way.tests.insert(0, test);
+        Some(way)
+    }
+
+    /// The same, with 8 bytes that have all of these, if there are such, and in this order.
+    fn about(mut self, bytes: &Range<usize>, is_big: bool) -> Option<Self> {
         let offset = bytes.start;
         if bytes.end.checked_sub(offset)? > WORD_BYTES {
             return None;
         }
-        for test in &mut self.tests {
-            // What it is about lies behind the new offset, and within 8 bytes from there.
-            let by = 8 * (self.offset - offset);
-            (test.mask, test.value) = (test.mask << by, test.value << by);
-        }
+        let tests = self.tests.into_iter();
+        self.tests = tests
+            .map(|test| test.about(offset, is_big))
+            .collect::<Option<_>>()?;
         if let Last::Length(length) = &mut self.last {
-            length.word = length.word.moved_to(offset);
+            for word in length.words_mut() {
+                *word = word.in_order(is_big)?.moved_to(offset);
+            }
         }
-        (self.offset, self.bytes) = (offset, bytes);
+        (self.offset, self.is_big, self.bytes) = (offset, is_big, bytes.clone());
         Some(self)
     }
 
+    /// Whether it ends with a length that [`short_end`](Self::short_end) says.
     pub(super) const fn has_length(&self) -> bool {
         matches!(self.last, Last::Length(_))
     }
 
+    /// Whether it leads to no message, or to none without the instructions.
+    fn is_dead(&self) -> bool {
+        self.tests.is_empty() && matches!(self.last, Last::Step(_))
+    }
+
+    /// Where the way leads to, as far as 8 bytes say it.
     #[inline(always)]
-    pub(super) fn end(&self, bytes: &[u8]) -> End<'_> {
+    pub(super) fn short_end(&self, bytes: &[u8]) -> ShortEnd {
         let Some(word) = word(bytes, self.offset).filter(|_| bytes.len() >= self.need) else {
-            return End::Step(self.begin);
+            return ShortEnd::Step;
         };
-        let word = u64::from_le_bytes(word);
+        let word = if self.is_big {
+            u64::from_be_bytes(word)
+        } else {
+            u64::from_le_bytes(word)
+        };
         for test in &self.tests {
             // A branch that goes the same way as a rule, and not a choice between two addresses, for
             // which the processor would wait.
-            if word & test.mask == test.value {
-                return End::Turn(test.inside);
+            if test.holds(word) {
+                return ShortEnd::Turn(test.to);
             }
         }
         match &self.last {
-            Last::Length(length) => match NonZeroU64::new(length.of_little(word)) {
-                // (What has more than 31 bits, or none, is for the general form.)
-                Some(length) if length.get() <= LONGEST => End::Length(length),
-                _ => End::Step(self.begin),
+            Last::Length(length) => match as_length(length.of_number(word)) {
+                Some(length) => ShortEnd::Length(length),
+                None => ShortEnd::Step,
             },
-            Last::Other(other) => End::Other(other),
-            Last::Turn(at) => End::Turn(*at),
-            Last::Step(at) => End::Step(*at),
+            Last::Turn(at) => ShortEnd::Turn(*at),
+            _ => ShortEnd::Last,
         }
     }
 
-    /// The step where it begins.
-    pub(super) const fn begin(&self) -> usize {
-        self.begin
-    }
-}
-
-/// The word of a test whether a sum, of which `keep` counts, is 0.
-fn tested(sum: &Sum, keep: u64) -> Option<Word> {
-    let piece = &sum.first;
-    // All bits count, in the general form too; and there is a value for which nothing is left.
-    let others = piece.word.mask() & !keep | sum.bias.wrapping_neg() & keep & !piece.word.mask();
-    (sum.is_single() && !piece.is_of_len && others == 0).then_some(piece.word)
-}
-
-/// The longest message of a program: its result has a sign.
-const LONGEST: u64 = i32::MAX as u64;
-
-impl Last {
-    fn other(need: usize, length: Changed, key: Option<Changed>, class: Option<Changed>) -> Self {
-        Self::Other(Box::new(Other {
-            need,
-            length,
-            key,
-            class,
-        }))
-    }
-}
-
-impl Other {
-    /// Nothing, if some of the words are not all there.
     #[inline(always)]
-    pub(super) fn values(&self, bytes: &[u8]) -> Option<(u32, Option<u32>, Option<u32>)> {
-        if bytes.len() < self.need {
-            return None;
-        }
-        let value = |number: &Changed| number.of(bytes).map(low);
-        let label = |number: &Option<Changed>| match number {
-            Some(number) => value(number).map(Some),
-            None => Some(None),
+    pub(super) fn end(&self, bytes: &[u8]) -> End {
+        let outcome = match (self.short_end(bytes), &self.last) {
+            (ShortEnd::Length(length), _) => Some(Outcome::of_words(low(length.get()), None, None)),
+            (ShortEnd::Last, Last::Sum(sum)) => (sum.of_words(bytes).and_then(as_length))
+                .map(|length| Outcome::of_words(low(length.get()), None, None)),
+            (ShortEnd::Last, Last::Labelled(labelled)) => labelled.outcome_of_words(bytes),
+            (ShortEnd::Last, Last::Decide(decision, is_inside_usual)) => {
+                match decision.sum.of_words(bytes) {
+                    Some(sum) => return End::Turn(turn(decision, sum, *is_inside_usual)),
+                    None => None,
+                }
+            }
+            (ShortEnd::Last, Last::Step(at)) => return End::Step(*at),
+            (ShortEnd::Turn(at), _) => return End::Turn(at),
+            _ => None,
         };
-        Some((value(&self.length)?, label(&self.key)?, label(&self.class)?))
+        outcome.map_or(End::Step(self.begin), End::Outcome)
     }
+}
+
+fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.min(b.start)..a.end.max(b.end)
+}
+
+/// What a result says, if it is a length. (For no length, the general form knows what to say.)
+#[inline(always)]
+fn as_length(result: u64) -> Option<NonZeroU64> {
+    NonZeroU64::new(low(result).into()).filter(|length| length.get() <= LONGEST)
 }
 
 impl Length {
+    /// Nothing, if a piece is none of the message, or more is done with it than a round says.
+    fn new(sum: &Sum) -> Option<Self> {
+        let mut length = Self {
+            word: Word::nothing(),
+            bias: sum.bias(),
+            more: Vec::new(),
+        };
+        for (word, rounds) in sum.words()? {
+            match *rounds {
+                [] if length.word == Word::nothing() => length.word = word,
+                [] => length.more.push((word, Round::NOTHING)),
+                [round] => length.more.push((word, round)),
+                _ => return None,
+            }
+        }
+        Some(length)
+    }
+
+    /// The order of the words; if not all have the same, they are no one way.
+    fn is_big(&self) -> bool {
+        match &self.more[..] {
+            [(word, _), ..] => word.is_big(),
+            [] => self.word.is_big(),
+        }
+    }
+
+    fn words_mut(&mut self) -> impl Iterator<Item = &mut Word> {
+        iter::once(&mut self.word).chain(self.more.iter_mut().map(|(word, _)| word))
+    }
+
+    /// What it is about; empty, if it is a constant.
+    fn bytes(&self) -> Range<usize> {
+        let words = iter::once(&self.word).chain(self.more.iter().map(|(word, _)| word));
+        words.fold(NO_BYTES, |both, word| join(&both, &word.bytes()))
+    }
+
     #[inline(always)]
-    const fn of_little(&self, word: u64) -> u64 {
-        self.word.of_little(word).wrapping_add(self.bias)
+    fn of_number(&self, word: u64) -> u64 {
+        let mut length = self.word.of_number(word).wrapping_add(self.bias);
+        for (part, round) in &self.more {
+            length = length.wrapping_add(round.of(part.of_number(word)));
+        }
+        length
     }
 }
 
-impl Changed {
-    /// Nothing, if it is more than one piece, or one of the number of bytes.
-    fn new(sum: &Sum) -> Option<Self> {
-        let piece = &sum.first;
-        let is_of_len = piece.is_of_len && !sum.is_constant();
-        (sum.more.is_empty() && !is_of_len).then(|| Self {
-            length: Length {
-                word: piece.word,
-                bias: sum.bias,
-            },
-            then: piece.then.clone(),
-        })
+/// Whether it is usual that the number is inside.
+fn is_inside_usual(decision: &Decision, inside: &Way, outside: &Way) -> bool {
+    if inside.is_dead() || outside.is_dead() {
+        return outside.is_dead();
     }
+    let word = decision.sum.as_word();
+    let half = word.map_or(decision.keep, |(word, _)| word.mask()) / 2;
+    // Of two halves, the one that is known sooner.
+    let is_sooner = inside.has_length() && inside.tests.len() < outside.tests.len();
+    decision.span > half || decision.span == half && is_sooner
+}
 
-    #[inline(always)]
-    fn of(&self, bytes: &[u8]) -> Option<u64> {
-        let value = changed(self.length.word.of(bytes)?, &self.then);
-        Some(value.wrapping_add(self.length.bias))
+/// Where a decision leads to.
+#[inline(always)]
+fn turn(decision: &Decision, sum: u64, is_inside_usual: bool) -> usize {
+    let (usual, other) = if is_inside_usual {
+        (decision.inside, decision.outside)
+    } else {
+        (decision.outside, decision.inside)
+    };
+    if decision.is_inside(sum) == is_inside_usual {
+        return usual;
     }
+    // (A branch, as above.)
+    cold_path();
+    other
 }

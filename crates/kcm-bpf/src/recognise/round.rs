@@ -1,0 +1,162 @@
+//! Arithmetic with constants, as a few operations that are always the same.
+//!
+//! A product and a constant, some bits of that, moved down: rounding up to whole words, a unit, parts of a
+//! byte, a complement are all one [`Round`], and several of them often still are. So no operation has to
+//! be told from another when it runs. Division has this form too: it is a product with the divisor's
+//! inverse, of which the upper part counts.
+
+/// `((value * times + plus) & keep) >> shift`, modulo 2⁶⁴.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Round {
+    times: u64,
+    plus: u64,
+    keep: u64,
+    /// Below 64.
+    shift: u32,
+}
+
+impl Round {
+    /// It leaves a value as it is.
+    pub(super) const NOTHING: Self = Self {
+        times: 1,
+        plus: 0,
+        keep: u64::MAX,
+        shift: 0,
+    };
+
+    pub(super) const fn new(times: u64, plus: u64) -> Self {
+        Self {
+            times,
+            plus,
+            ..Self::NOTHING
+        }
+    }
+
+    #[inline(always)]
+    pub(super) const fn of(self, value: u64) -> u64 {
+        (value.wrapping_mul(self.times).wrapping_add(self.plus) & self.keep) >> self.shift
+    }
+
+    /// What no value is above, if none was above `most` before.
+    pub(super) fn most_after(self, most: u64) -> u64 {
+        let product = most.checked_mul(self.times);
+        let sum = product.and_then(|product| product.checked_add(self.plus));
+        sum.unwrap_or(u64::MAX).min(self.keep) >> self.shift
+    }
+
+    /// Whether a product and a sum can still be done in it.
+    pub(super) const fn is_open(&self) -> bool {
+        self.keep == u64::MAX && self.shift == 0
+    }
+
+    /// The same, and then this. It must be open.
+    pub(super) fn times_plus(&mut self, times: u64, plus: u64) {
+        self.times = self.times.wrapping_mul(times);
+        self.plus = self.plus.wrapping_mul(times).wrapping_add(plus);
+    }
+
+    /// The same, and then these bits of it.
+    pub(super) fn keep(&mut self, keep: u64) {
+        self.keep &= keep << self.shift;
+    }
+
+    /// The same, and then moved down.
+    pub(super) fn shift(&mut self, by: u32) {
+        match self.shift + by {
+            shift @ 0..64 => self.shift = shift,
+            _ => self.keep = 0,
+        }
+    }
+
+    /// Takes out the constant that is added at the end, where only these low bits count.
+    pub(super) fn take_sum(&mut self, bits: u64) -> u64 {
+        if self.shift != 0 || self.keep & bits != bits {
+            return 0;
+        }
+        self.keep = u64::MAX;
+        std::mem::take(&mut self.plus)
+    }
+}
+
+/// The product, the sum and the shift that divide every number of 32 bits.
+///
+/// With 2^s a little above the largest power of two that the product has room for, `2^s / by` is no whole
+/// number. Rounded up, it gives a quotient that is too large by a fraction of `1 / by`, if what it was
+/// rounded by is small; else it is that rounded down, of the number after. One of both is small
+/// enough: together, they are the divisor.
+pub(super) fn divisor(by: u32) -> Option<(u64, u64, u32)> {
+    let log = by.checked_ilog2()?;
+    let (by, whole) = (u64::from(by), 1_u64 << 32 << log);
+    let (down, left) = (whole / by, whole % by);
+    Some(if by - left <= 1 << log {
+        (down + 1, 0, 32 + log)
+    } else {
+        (down, down, 32 + log)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn quotient(value: u32, by: u32) -> u64 {
+        let (times, plus, shift) = divisor(by).expect("not 0");
+        let mut round = Round::new(times, plus);
+        round.shift(shift);
+        round.of(value.into())
+    }
+
+    /// Every divisor's worst numbers are those around its multiples, and the largest.
+    #[test]
+    fn divides_at_the_edges() {
+        let small = 1..5000;
+        let large = (0..32).flat_map(|i| [1 << i, (1 << i) + 1, u32::MAX >> i, u32::MAX - i]);
+        for by in small.chain(large) {
+            let last = u32::MAX / by * by;
+            let multiples = [0, by, last, u32::MAX / 2 / by * by, last.saturating_sub(by)];
+            for multiple in multiples {
+                for value in [
+                    multiple.saturating_sub(1),
+                    multiple,
+                    multiple.saturating_add(1),
+                ] {
+                    assert_eq!(quotient(value, by), u64::from(value / by), "{value} / {by}");
+                }
+            }
+            assert_eq!(
+                quotient(u32::MAX, by),
+                u64::from(u32::MAX / by),
+                "all / {by}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn divides(value: u32, by in 1..=u32::MAX, small in 1..1000_u32) {
+            prop_assert_eq!(quotient(value, by), u64::from(value / by));
+            prop_assert_eq!(quotient(value, small), u64::from(value / small));
+        }
+
+        /// One after the other, or all in one.
+        #[test]
+        fn several_in_one(
+            value: u64,
+            (times, plus, keep) in any::<(u64, u64, u64)>(),
+            (shift, again) in (0..64_u32, 0..64_u32),
+        ) {
+            let mut round = Round::new(3, 5);
+            round.times_plus(times, plus);
+            let expected = value.wrapping_mul(3).wrapping_add(5);
+            let expected = expected.wrapping_mul(times).wrapping_add(plus);
+            prop_assert_eq!(round.of(value), expected);
+            round.shift(shift);
+            round.keep(keep);
+            let expected = expected >> shift & keep;
+            prop_assert_eq!(round.of(value), expected);
+            round.shift(again);
+            prop_assert_eq!(round.of(value), expected >> again);
+        }
+    }
+}
