@@ -45,10 +45,14 @@ fuzz_target!(|input: &[u8]| {
         let bytes = &message[..len.min(message.len())];
         let outcome = program.run(bytes, 7);
         assert_eq!(outcome, program.run(bytes, 7));
-        let native = parse(&program.framing(), bytes);
-        match (parse(&program.interpreted(), bytes), native) {
+        let framing = program.framing();
+        let interpreted = parse(&program.interpreted(), bytes);
+        match (interpreted, parse(&framing, bytes)) {
             (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
-            (interpreted, native) => assert_eq!(interpreted, native),
+            (interpreted, framed) => assert_eq!(interpreted, framed),
+        }
+        if let Some(len) = quick(&framing, bytes) {
+            assert_eq!(interpreted, Verdict::message(len));
         }
     }
     assert!(!program.account().to_string().is_empty());
@@ -59,4 +63,14 @@ fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
         Framing::Closure(f) => f.parse(bytes),
         native => native.native().expect("one of the two").parse(bytes),
     }
+}
+
+/// What the quick form of a program says, if it has one, and that says anything.
+fn quick(framing: &Framing, bytes: &[u8]) -> Option<u64> {
+    let Framing::Closure(function) = framing else {
+        return None;
+    };
+    let form = function.quick_form()?;
+    let word = bytes.get(form.offset()..)?.first_chunk()?;
+    form.length(*word).filter(|_| bytes.len() >= form.need())
 }

@@ -129,11 +129,14 @@ impl Program {
                         tree.parse(bytes, || ask(bytes)).verdict(bytes.len())
                     });
                 }
-                let whole = Arc::clone(&tree);
-                return Framing::closure_with_short_way(
-                    move |bytes| tree.length(bytes),
-                    move |bytes| whole.parse(bytes, || ask(bytes)).verdict(bytes.len()),
-                );
+                let (form, whole) = (tree.quick_form(), Arc::clone(&tree));
+                let plain = move |bytes: &[u8]| tree.length(bytes);
+                let whole =
+                    move |bytes: &[u8]| whole.parse(bytes, || ask(bytes)).verdict(bytes.len());
+                return match form {
+                    Some(form) => Framing::closure_with_quick_form(form, plain, whole),
+                    None => Framing::closure_with_short_way(plain, whole),
+                };
             }
             None => {}
         }

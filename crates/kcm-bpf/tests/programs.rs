@@ -30,12 +30,27 @@ fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
     let over_garbage = run_over(0xdead_beef_1234_5678, program.insns(), message);
     prop_assert_eq!(over_garbage, plain, "{:?}\n{}", message, listing());
     let interpreted = parse(&program.interpreted(), message);
-    let framed = parse(&program.framing(), message);
+    let framing = program.framing();
+    let framed = parse(&framing, message);
     match (interpreted, framed) {
         (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
         _ => prop_assert_eq!(interpreted, framed, "{:?}\n{}", message, listing()),
     }
+    if let Some(len) = quick(&framing, message) {
+        let quick = Verdict::message(len);
+        prop_assert_eq!(interpreted, quick, "{:?}\n{}", message, listing());
+    }
     Ok(())
+}
+
+/// What the quick form of a program says, if it has one, and that says anything.
+fn quick(framing: &Framing, bytes: &[u8]) -> Option<u64> {
+    let Framing::Closure(function) = framing else {
+        return None;
+    };
+    let form = function.quick_form()?;
+    let word = bytes.get(form.offset()..)?.first_chunk()?;
+    form.length(*word).filter(|_| bytes.len() >= form.need())
 }
 
 /// As above, of a program in which nothing can go wrong.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::errno::EIO;
 use crate::parser::guarded;
-use crate::{Fixed, Frame, FrameError, Header, LengthField, Parser, Varint, Verdict};
+use crate::{Fixed, Frame, FrameError, Header, LengthField, Parser, QuickForm, Varint, Verdict};
 
 /// How messages are found in a stream.
 ///
@@ -86,7 +86,24 @@ impl Framing {
                 None => ask(&f, bytes, other),
             }),
             header_for: None,
+            quick_form: None,
         })
+    }
+
+    /// The same, where the usual message has a [`QuickForm`]: what that gives, both functions would give,
+    /// without key and class. A receiver that walks through a burst asks it first, and needs no call then.
+    pub fn closure_with_quick_form(
+        form: QuickForm,
+        plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
+        f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        match Self::closure_with_short_way(plain, f) {
+            Self::Closure(function) => Self::Closure(FrameFn {
+                quick_form: Some(form),
+                ..function
+            }),
+            other => other,
+        }
     }
 
     /// The same as `closure`, of a rule that can make headers, too: for protocols whose parsers have no
@@ -247,6 +264,8 @@ pub struct FrameFn {
     find: Arc<DynFrameFn>,
     /// What goes before a body, if that is known.
     header_for: Option<HeaderFn>,
+    /// What it says of the usual message.
+    quick_form: Option<QuickForm>,
 }
 
 impl FrameFn {
@@ -254,7 +273,14 @@ impl FrameFn {
         Self {
             find: Arc::new(move |bytes, other| split(f(bytes), other)),
             header_for: None,
+            quick_form: None,
         }
+    }
+
+    /// What it says of the usual message, if that is known.
+    #[must_use]
+    pub fn quick_form(&self) -> Option<QuickForm> {
+        self.quick_form
     }
 
     /// Calls the function; an error of errno `EIO` if that panicked.

@@ -294,20 +294,24 @@ impl LengthField {
         }
         // 128 bits hold this difference whatever the bias is.
         let scaled = i128::from(total) - i128::from(self.bias);
-        let Ok(scaled) = u128::try_from(scaled) else {
-            return Err(not_representable);
+        let Ok(scaled) = u64::try_from(scaled) else {
+            // What is beyond 64 bits before the bias is added does not come back by it.
+            return Err(if scaled < 0 {
+                not_representable
+            } else {
+                too_long()
+            });
         };
-        let scale = u128::from(self.scale);
+        let scale = self.scale;
         let units = match (scaled.checked_div(scale), scaled.checked_rem(scale)) {
             (Some(units), Some(0)) => units,
             (None, _) if scaled == 0 => 0,
             _ => return Err(not_representable),
         };
         let greatest = self.extract(u64::MAX);
-        let units = match u64::try_from(units) {
-            Ok(units) if units <= greatest => units,
-            _ => return Err(too_long()),
-        };
+        if units > greatest {
+            return Err(too_long());
+        }
         // Not above the greatest, so no bit is lost here; with a shift of 64 the
         // greatest is 0 and so is this.
         let field = units.checked_shl(self.shift).unwrap_or(0);

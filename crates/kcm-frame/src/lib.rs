@@ -51,6 +51,7 @@ mod length_field;
 mod limits;
 mod parser;
 mod protocols;
+mod quick_form;
 mod spec;
 mod varint;
 mod verdict;
@@ -66,5 +67,6 @@ pub use limits::{
 };
 pub use parser::Parser;
 pub use protocols::{Protocol, protocols};
+pub use quick_form::{Bits, Exception, QuickForm};
 pub use varint::Varint;
 pub use verdict::{Frame, Verdict};

@@ -102,8 +102,8 @@ pub use steering::DEFAULT_KEY_PATIENCE;
 pub use transport::{Stream, Transport};
 
 pub use kcm_frame::{
-    Endian, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits, Parser,
-    Protocol, Varint, Verdict, protocols,
+    Bits, Endian, Exception, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits,
+    Parser, Protocol, QuickForm, Varint, Verdict, protocols,
 };
 
 /// Compiles what the README shows.

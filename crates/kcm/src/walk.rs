@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kcm_frame::{Native, PlainField, Stateless, Verdict};
+use kcm_frame::{Native, PlainField, QuickForm, Stateless, Verdict};
 
 use crate::{
     chunk::Credit, gather, message::Message, mux::Mux, origin::Origin, psock::Psock, receive::Rx,
@@ -34,8 +34,8 @@ const STRIDE: usize = 16;
 /// What a socket walks through alone.
 pub(crate) struct Hand {
     credit: Credit<Origin>,
-    /// Most messages have a plain field, which is all that is asked then; the rule has the others.
-    plain: Option<PlainField>,
+    /// What most messages are asked; the rule has the others.
+    asked: Asked,
     rule: Stateless,
     max_message_bytes: u64,
     /// Where it began; and from where on to see whether it is the turn of others.
@@ -48,6 +48,14 @@ pub(crate) struct Hand {
     /// It is over, though there may be more.
     turn_is_over: bool,
     leased: Leased,
+}
+
+/// What a length is asked of, by itself.
+enum Asked {
+    Plain(PlainField),
+    Form(QuickForm),
+    /// Nothing but the rule.
+    Rule,
 }
 
 /// What a walk goes through.
@@ -75,7 +83,7 @@ impl Hand {
     /// The next whole message, if it is there and still this socket's.
     #[inline(always)]
     pub(crate) fn next(&mut self, state: &SocketState) -> Option<Message> {
-        let len = match self.plain_len() {
+        let len = match self.quick_len() {
             Some(len) => len,
             None if self.is_at_stop() => return None,
             None => len_by(&self.rule, self.credit.rest(), self.max_message_bytes)?,
@@ -85,11 +93,15 @@ impl Hand {
         Some(Message::new(slice))
     }
 
-    /// What a plain field says; `None`: the rule is to be asked, or something else to be seen to.
+    /// What a field says by itself; `None`: the rule is to be asked, or something else to be seen to.
     #[inline(always)]
-    fn plain_len(&self) -> Option<u64> {
+    fn quick_len(&self) -> Option<u64> {
         let word = self.credit.word()?;
-        self.plain.as_ref()?.length(word)
+        match &self.asked {
+            Asked::Plain(field) => field.length(word),
+            Asked::Form(form) => form.length(word),
+            Asked::Rule => None,
+        }
     }
 
     #[inline(always)]
@@ -120,8 +132,15 @@ impl Hand {
 
     fn stop_at(&mut self, position: usize) {
         self.stop = position;
-        if let Some(plain) = &self.plain {
-            self.credit.set_words(plain.offset(), position);
+        match &self.asked {
+            Asked::Plain(field) => self.credit.set_words(field.offset(), position),
+            Asked::Form(form) => {
+                // The last place behind which all bytes are there that the form needs.
+                let end = self.credit.position() + self.credit.rest().len() + 1;
+                let until = position.min(end.saturating_sub(form.need()));
+                self.credit.set_words(form.offset(), until);
+            }
+            Asked::Rule => {}
         }
     }
 
@@ -247,7 +266,7 @@ impl Mux {
         credit.begin_walk();
         let mut hand = Hand {
             credit,
-            plain: plain(&rule, max_message_bytes),
+            asked: Asked::of(&rule, max_message_bytes),
             rule,
             max_message_bytes,
             start: position,
@@ -263,11 +282,18 @@ impl Mux {
     }
 }
 
-/// The field, if that is all there is to ask of a message.
-fn plain(rule: &Stateless, max_message_bytes: u64) -> Option<PlainField> {
-    match rule {
-        Stateless::Native(Native::Length(field)) => field.plain(max_message_bytes),
-        _ => None,
+impl Asked {
+    fn of(rule: &Stateless, max_message_bytes: u64) -> Self {
+        let asked = match rule {
+            Stateless::Native(Native::Length(field)) => {
+                field.plain(max_message_bytes).map(Self::Plain)
+            }
+            Stateless::Native(_) => None,
+            Stateless::Closure(function) => {
+                (function.quick_form()).map(|form| Self::Form(form.up_to(max_message_bytes)))
+            }
+        };
+        asked.unwrap_or(Self::Rule)
     }
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +13,10 @@ use std::{
 };
 
 use common::*;
-use kcm::{EndReason, Fault, Framing, Limits, Multiplexor, Parser, Socket, SocketType, Verdict};
+use kcm::{
+    Bits, EndReason, Endian, Exception, Fault, Framing, Limits, Multiplexor, Parser, QuickForm,
+    Socket, SocketType, Verdict,
+};
 
 fn mux_of(framing: Framing) -> Multiplexor {
     Multiplexor::builder(framing).build().expect("a mux")
@@ -21,6 +25,26 @@ fn mux_of(framing: Framing) -> Multiplexor {
 /// A parser that answers as a kernel's program does: positive length, 0, or negative errno.
 fn kernel(program: impl Fn(&[u8]) -> i32 + Send + Sync + 'static) -> Framing {
     Framing::closure(move |bytes| Verdict::from_kernel(program(bytes), bytes.len()))
+}
+
+/// The same as [`framing`], of which the lengths from 40 to 60 have no quick form, nor what has fewer than
+/// 20 bytes behind it.
+fn quick() -> Framing {
+    let word = Bits {
+        turn: 32,
+        mask: 0xffff_ffff,
+    };
+    let form = QuickForm::new(0, Endian::Big, word, 4).needing(20);
+    let form = form.unless(Exception {
+        bits: word,
+        low: 40,
+        span: 20,
+    });
+    Framing::closure_with_quick_form(
+        form.expect("one exception"),
+        |bytes| NonZeroU64::new(load_and_add(bytes).try_into().ok()?),
+        |bytes| Verdict::from_kernel(load_and_add(bytes), bytes.len()),
+    )
 }
 
 /// The "load 32 bits at 0, add 4" program: 0 where the load is out of range.
@@ -34,7 +58,7 @@ fn load_and_add(bytes: &[u8]) -> i32 {
 fn messages_of_different_lengths_in_one_segment() {
     bounded(20, || {
         // The kernel parses the second from the first byte of the segment.
-        for framing in [framing(), kernel(load_and_add)] {
+        for framing in [framing(), kernel(load_and_add), quick()] {
             let mux = mux_of(framing);
             let (_, peer) = attached(&mux);
             let mut socket = mux.socket().expect("a socket");
@@ -52,7 +76,7 @@ fn messages_of_different_lengths_in_one_segment() {
 #[test]
 fn every_split_into_two_writes() {
     bounded(40, || {
-        for framing in [framing(), kernel(load_and_add)] {
+        for framing in [framing(), kernel(load_and_add), quick()] {
             let mux = mux_of(framing);
             let (ours, peer) = tcp_pair();
             let look = ours.try_clone().expect("dup");
@@ -119,7 +143,8 @@ fn random_lengths_splits_and_reads() {
         const COUNT: u64 = 400;
         for (seed, kind) in (1..).zip([SocketType::Dgram, SocketType::SeqPacket].repeat(6)) {
             let mut random = Random::new(seed);
-            let builder = Multiplexor::builder(framing()).socket_type(kind);
+            let framing = if seed % 4 < 2 { framing() } else { quick() };
+            let builder = Multiplexor::builder(framing).socket_type(kind);
             let mux = builder.build().expect("a mux");
             let (_, peer) = attached(&mux);
             let mut socket = mux.socket().expect("a socket");

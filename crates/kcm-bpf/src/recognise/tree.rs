@@ -16,6 +16,8 @@ mod way;
 use std::hint::cold_path;
 use std::num::NonZeroU64;
 
+use kcm_frame::QuickForm;
+
 use crate::alu::low;
 use crate::program::{EFAULT, Outcome};
 use crate::recognise::follow::{Node, Then};
@@ -74,6 +76,11 @@ impl Tree {
     /// Whether the usual message has a length and no more, of which [`length`](Self::length) knows.
     pub(crate) fn has_short_way(&self) -> bool {
         self.usual.has_length()
+    }
+
+    /// What it says of the usual message, if a form can say it.
+    pub(crate) fn quick_form(&self) -> Option<QuickForm> {
+        self.usual.quick_form()
     }
 
     /// The length of a message, if that is all there is to say of it and it takes no more than a few

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use kcm_frame::Bits;
+
 use crate::alu::low;
 use crate::recognise::field::{Field, Order};
 
@@ -77,6 +79,14 @@ impl Word {
     #[inline(always)]
     pub(super) const fn of_number(&self, word: u64) -> u64 {
         word.rotate_left(self.turn) & self.mask
+    }
+
+    /// What is done with the 8 bytes.
+    pub(super) const fn bits(&self) -> Bits {
+        Bits {
+            turn: self.turn,
+            mask: self.mask,
+        }
     }
 
     /// The order in which the 8 bytes are read.

@@ -349,3 +349,17 @@ fn a_body_that_is_not_longer_than_the_longest_is_not_called_too_long() {
     let refused = field.header_for(0);
     assert_eq!(refused, Err(FrameError::NotRepresentable { body_len: 0 }));
 }
+
+#[test]
+fn no_header_is_made_that_would_be_refused() {
+    // Three times the field is beyond 64 bits, though the length is not.
+    let field = field(3, 8, Endian::Little)
+        .scale(3)
+        .bias(-337_709_306_135_906_202);
+    let body_len = u64::MAX - 128;
+    let refused = field.header_for(body_len);
+    assert!(
+        matches!(refused, Err(FrameError::BodyTooLong { .. })),
+        "{refused:?}"
+    );
+}

@@ -1,5 +1,7 @@
 //! One test of a way: are some bits of its 8 bytes in an interval?
 
+use kcm_frame::Exception;
+
 use crate::recognise::number::LOW;
 use crate::recognise::tree::step::Decision;
 use crate::recognise::word::Word;
@@ -63,6 +65,14 @@ impl Test {
         let (word, value) = self.word.exchanged(self.low.wrapping_sub(above))?;
         (self.word, self.low) = (word.moved_to(offset), value.wrapping_add(above));
         Some(self)
+    }
+
+    pub(super) const fn as_exception(&self) -> Exception {
+        Exception {
+            bits: self.word.bits(),
+            low: self.low,
+            span: self.span,
+        }
     }
 
     #[inline(always)]

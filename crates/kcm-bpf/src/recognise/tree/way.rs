@@ -20,8 +20,11 @@ use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
+use kcm_frame::{Endian, QuickForm};
+
 use crate::alu::low;
 use crate::program::Outcome;
+use crate::recognise::number::LOW;
 use crate::recognise::round::Round;
 use crate::recognise::sum::Sum;
 use crate::recognise::tree::step::{Decision, Labelled, Run, Step};
@@ -198,6 +201,25 @@ impl Way {
     /// Whether it ends with a length that [`short_end`](Self::short_end) says.
     pub(super) const fn has_length(&self) -> bool {
         matches!(self.last, Last::Length(_))
+    }
+
+    /// The same as a form, if it is no more than one can say.
+    pub(super) fn quick_form(&self) -> Option<QuickForm> {
+        let Last::Length(Length { word, bias, more }) = &self.last else {
+            return None;
+        };
+        let endian = if self.is_big {
+            Endian::Big
+        } else {
+            Endian::Little
+        };
+        // (So that no sum goes round.)
+        if !more.is_empty() || word.mask() > LOW || *bias > LONGEST {
+            return None;
+        }
+        let form = QuickForm::new(self.offset, endian, word.bits(), *bias);
+        let form = form.up_to(LONGEST).needing(self.need);
+        (self.tests.iter()).try_fold(form, |form, test| form.unless(test.as_exception()))
     }
 
     /// Whether it leads to no message, or to none without the instructions.

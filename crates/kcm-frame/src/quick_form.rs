@@ -1,0 +1,200 @@
+//! The usual message of a function, as a value.
+//!
+//! A function that frames is called, and what it costs beyond a length field is mostly that: a receiver
+//! that walks through a burst asks a field in a few instructions of its own loop. But what functions (and
+//! parser programs) say of nearly all messages comes down to a field too, once something is ruled out that
+//! hardly any message is: the preface of HTTP/2, a fragment before the last of a record.
+
+use crate::Endian;
+
+/// Bits of a number: turned to the left, then masked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bits {
+    /// By how many places; below 64.
+    pub turn: u32,
+    /// Those that are left.
+    pub mask: u64,
+}
+
+impl Bits {
+    #[inline(always)]
+    const fn of(self, number: u64) -> u64 {
+        number.rotate_left(self.turn) & self.mask
+    }
+}
+
+/// Messages for which the function itself is asked: those with bits from `low` on, at most `span` above
+/// it. (As numbers of 64 bits, which may go round.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// Of the same 8 bytes.
+    pub bits: Bits,
+    /// The least.
+    pub low: u64,
+    /// How far above it they go.
+    pub span: u64,
+}
+
+impl Exception {
+    /// No bits at all are 0, and not this.
+    const NEVER: Self = Self {
+        bits: Bits { turn: 0, mask: 0 },
+        low: 1,
+        span: 0,
+    };
+}
+
+/// A length in some bits of 8 bytes of the message, unless others of them make an exception. For
+/// [`Framing::closure_with_quick_form`](crate::Framing::closure_with_quick_form).
+///
+/// ```
+/// use kcm_frame::{Bits, Endian, Exception, QuickForm};
+/// // HTTP/2: 24 bits of length and 9 bytes more, unless it is the preface.
+/// let form = QuickForm::new(0, Endian::Big, Bits { turn: 24, mask: 0xff_ffff }, 9)
+///     .unless(Exception {
+///         bits: Bits { turn: 32, mask: 0xffff_ffff },
+///         low: u32::from_be_bytes(*b"PRI ").into(),
+///         span: 0,
+///     })
+///     .expect("one exception");
+/// assert_eq!(form.length(*b"\0\0\x05\0\0\0\0\0"), Some(14));
+/// assert_eq!(form.length(*b"PRI * HT"), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuickForm {
+    offset: usize,
+    endian: Endian,
+    need: usize,
+    exceptions: [Exception; Self::MOST_EXCEPTIONS],
+    length: Bits,
+    bias: u64,
+    longest: u64,
+}
+
+impl QuickForm {
+    /// Exceptions of one form. More of them would make all messages wait.
+    pub const MOST_EXCEPTIONS: usize = 2;
+
+    /// A length in bits of the 8 bytes from `offset` on, read in this order; to which `bias` is added, in 64
+    /// bits, going round.
+    #[must_use]
+    pub const fn new(offset: usize, endian: Endian, length: Bits, bias: u64) -> Self {
+        Self {
+            offset,
+            endian,
+            need: offset.saturating_add(size_of::<u64>()),
+            exceptions: [Exception::NEVER; Self::MOST_EXCEPTIONS],
+            length,
+            bias,
+            longest: u64::MAX,
+        }
+    }
+
+    /// The same with one exception more; `None` if there are as many as there can be.
+    #[must_use]
+    pub fn unless(mut self, exception: Exception) -> Option<Self> {
+        let mut exceptions = self.exceptions.iter_mut();
+        *exceptions.find(|other| **other == Exception::NEVER)? = exception;
+        Some(self)
+    }
+
+    /// The same, which holds only if so many bytes are there, from the message's first on; at least those
+    /// that it looks at.
+    #[must_use]
+    pub fn needing(self, bytes: usize) -> Self {
+        let need = self.need.max(bytes);
+        Self { need, ..self }
+    }
+
+    /// The same, without lengths above this.
+    #[must_use]
+    pub fn up_to(self, longest: u64) -> Self {
+        let longest = self.longest.min(longest);
+        Self { longest, ..self }
+    }
+
+    /// Where the 8 bytes begin.
+    #[must_use]
+    pub const fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Bytes that must be there, from the message's first on.
+    #[must_use]
+    pub const fn need(&self) -> usize {
+        self.need
+    }
+
+    /// The message's length in bytes, above zero; `None`: the function is to be asked.
+    #[inline(always)]
+    #[must_use]
+    pub const fn length(&self, word: [u8; 8]) -> Option<u64> {
+        let number = match self.endian {
+            Endian::Big => u64::from_be_bytes(word),
+            Endian::Little => u64::from_le_bytes(word),
+        };
+        let [first, second] = self.exceptions;
+        if first.bits.of(number).wrapping_sub(first.low) <= first.span
+            || second.bits.of(number).wrapping_sub(second.low) <= second.span
+        {
+            return None;
+        }
+        let length = self.length.of(number).wrapping_add(self.bias);
+        // (0 is no length: less 1, it is above all.)
+        if length.wrapping_sub(1) >= self.longest {
+            return None;
+        }
+        Some(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOW_BYTE: Bits = Bits {
+        turn: 0,
+        mask: 0xff,
+    };
+
+    #[test]
+    fn exceptions_are_two_at_most_and_may_go_round() {
+        let form = QuickForm::new(3, Endian::Little, LOW_BYTE, 0);
+        assert_eq!(
+            (form.need(), form.needing(4).need(), form.needing(40).need()),
+            (11, 11, 40)
+        );
+        // From 250 over 255 to 2, of numbers whose upper bits are set below zero.
+        let from = |low: u64, span| Exception {
+            bits: LOW_BYTE,
+            low,
+            span,
+        };
+        let one = form.unless(from(250, 5)).expect("one");
+        let two = one.unless(from(u64::MAX, 3)).expect("two");
+        assert_eq!(two.unless(from(7, 0)), None);
+        for byte in 0..=255u8 {
+            let usual = (3..250).contains(&byte);
+            assert_eq!(
+                two.length([byte, 9, 9, 9, 9, 9, 9, 9]),
+                usual.then(|| byte.into())
+            );
+        }
+    }
+
+    #[test]
+    fn lengths_are_above_zero_and_up_to_the_longest() {
+        let form = QuickForm::new(0, Endian::Big, LOW_BYTE, 5u64.wrapping_neg()).up_to(10);
+        for (byte, length) in [
+            (4, None),
+            (5, None),
+            (6, Some(1)),
+            (15, Some(10)),
+            (16, None),
+        ] {
+            assert_eq!(form.length([0, 0, 0, 0, 0, 0, 0, byte]), length);
+        }
+        let all = QuickForm::new(0, Endian::Big, LOW_BYTE, 0);
+        assert_eq!(all.length([0; 8]), None);
+    }
+}
