@@ -32,6 +32,7 @@ use crate::{
     psock::{NO_PARTIAL, Psock},
     ring,
     sync::pause,
+    sys,
     transport::Carrier,
 };
 
@@ -76,9 +77,8 @@ pub(crate) fn get() -> &'static Background {
 /// such a connection and throws away what is under way.)
 pub(crate) fn see_off(carrier: Arc<Carrier>, linger: Duration) {
     if carrier.is_under_way() {
-        let now = Instant::now();
-        let job = Job::SeeOff(carrier, now + linger, SEE_OFF_FIRST);
-        get().at(now + SEE_OFF_FIRST, job);
+        let job = Job::SeeOff(carrier, sys::from_now(linger), SEE_OFF_FIRST);
+        get().at(Instant::now() + SEE_OFF_FIRST, job);
     }
 }
 
@@ -194,7 +194,7 @@ impl Background {
 
     /// Looks at the connection's unfinished message when its time may be over.
     pub(crate) fn deadline(&self, psock: &Arc<Psock>, after: Duration) {
-        self.at(Instant::now() + after, Job::Deadline(Arc::downgrade(psock)));
+        self.at(sys::from_now(after), Job::Deadline(Arc::downgrade(psock)));
     }
 
     /// Closes the connection when nobody answers its peer any more.
@@ -207,7 +207,7 @@ impl Background {
     pub(crate) fn linger(&self, psock: &Arc<Psock>, linger: Duration) {
         let key = *psock.background_key.get_or_init(|| self.key());
         self.work().lingering.insert(key, psock.clone());
-        self.at(Instant::now() + linger, Job::Linger(key));
+        self.at(sys::from_now(linger), Job::Linger(key));
         // It may have sent all meanwhile.
         if psock.tx.carrier().is_none() {
             self.end_linger(psock);

@@ -90,7 +90,11 @@ impl Mux {
             watch,
             solo: Solo::new(),
             memory: Memory::new(builder.mux_limits.max_memory_bytes),
-            limits: builder.mux_limits,
+            limits: MuxLimits {
+                // With 0 there would be room for no message, ever.
+                send_buffer_bytes: builder.mux_limits.send_buffer_bytes.max(1),
+                ..builder.mux_limits
+            },
             framing: builder.framing,
             message_limits: builder.limits,
             socket_type: builder.socket_type,
