@@ -256,3 +256,49 @@ fn a_send_while_a_half_closed_connection_leaves_is_finished() {
         assert_ended(&mut peer);
     });
 }
+
+#[test]
+fn a_transport_comes_back_as_what_it_was() {
+    bounded(20, || {
+        let mux = mux();
+        let (own, mut peer) = Own::new();
+        let id = mux.attach(Stream::new(own)).expect("attached");
+        let mut socket = mux.socket().expect("a socket");
+        write(&peer, &[&numbered(1, 1, 20)[..], b"\0\0"].concat());
+        assert_eq!(number_of(&soon(&mut socket)), (1, 1));
+        nothing(&mut socket);
+        let connection = mux.connection(id).expect("it is there");
+        let (stream, rest) = mux.unattach(id).expect("unattached");
+        assert_eq!(rest, b"\0\0");
+        // Not while somebody may still look at it, nor as something else.
+        let stream = stream.into_transport::<Own>().map(drop);
+        let stream = stream.expect_err("in use");
+        drop(connection);
+        struct Another;
+        impl Transport for Another {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                unreachable!("there is none")
+            }
+            fn recv(&self, _: &mut [u8]) -> io::Result<usize> {
+                Ok(0)
+            }
+            fn send(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+                Ok(0)
+            }
+            fn shutdown_write(&self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let stream = stream.into_transport::<Another>().map(drop);
+        let stream = stream.expect_err("of another type");
+        let Ok(own) = stream.into_transport::<Own>() else {
+            panic!("it is what it was");
+        };
+        write(&own.stream, &numbered(2, 2, 30));
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (2, 2));
+        // A socket is none.
+        let stream = Stream::from(own.stream);
+        assert!(stream.into_transport::<Own>().is_err());
+    });
+}
