@@ -139,6 +139,44 @@ fn peek_takes_nothing() {
 }
 
 #[test]
+fn a_half_read_message_is_peeked_at_and_received_from_where_it_was_left() {
+    bounded(20, || {
+        let mux = mux_of(SocketType::SeqPacket);
+        let (_, peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        socket.set_read_timeout(Some(SOON)).expect("a limit");
+        let sent = numbered(1, 1, 60);
+        for way in 0..3 {
+            write(&peer, &[&sent[..], &numbered(1, 2, 20)].concat());
+            let got = socket.recv_into(&mut [0; 25]).expect("a part");
+            assert!(!got.end_of_message);
+            // No room is no end.
+            let got = socket.recv_into(&mut []).expect("nothing of it");
+            let seen = (got.len_bytes, got.truncated, got.end_of_message);
+            assert_eq!(seen, (0, false, false));
+            for _ in 0..2 {
+                assert_eq!(socket.peek().expect("the rest")[..], sent[25..]);
+            }
+            match way {
+                0 => assert_eq!(socket.recv().expect("the rest")[..], sent[25..]),
+                1 => {
+                    let mut rest = [0; 60];
+                    let got = socket.recv_into(&mut rest).expect("the rest");
+                    assert!(got.end_of_message);
+                    assert_eq!((got.len_bytes, got.message_bytes), (35, 60));
+                    assert_eq!(rest[..35], sent[25..]);
+                }
+                _ => {
+                    let mut batch = socket.recv_batch(1).expect("one");
+                    assert_eq!(batch.next().expect("the rest")[..], sent[25..]);
+                }
+            }
+            assert_eq!(number_of(&soon(&mut socket)), (1, 2));
+        }
+    });
+}
+
+#[test]
 fn a_peeked_message_is_not_lost_with_its_socket() {
     bounded(20, || {
         let mux = mux();
