@@ -212,7 +212,10 @@ fn what_cannot_be_is_exit_code_2_and_says_why() {
     for (arguments, why) in [
         (&["perf", "rrr"][..], "rr-many"),
         (&["perf", "--duration", "soon"], "decimal number of seconds"),
+        (&["perf", "--duration", "-1"], "from 0.001 to 3600"),
         (&["perf", "--rounds", "0"], "1..=10000"),
+        (&["perf", "--size", "-1"], "1..=1048576"),
+        (&["perf", "--pin", "-1"], "none"),
         (&["perf", "--framing", "u31be"], "u32be"),
         (&["perf", "pipeline", "--framing", "fixed:65"], "--size"),
         (&["perf", "pipeline", "--size", "11"], "--size"),
@@ -273,6 +276,31 @@ fn a_file_that_cannot_be_written_is_told_before_measuring() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("/nonexistent/kcm.json"));
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn what_fails_names_its_reason_and_keeps_the_last_result() {
+    let path = std::env::temp_dir().join(format!("kcm-perf-kept-{}.json", std::process::id()));
+    let file = path.to_str().expect("UTF-8");
+    std::fs::write(&path, "of yesterday").expect("written");
+    let elsewhere = ["--address", "192.0.2.1"];
+    for (more, why) in [
+        (&[][..], "--address has to be"),
+        (
+            &["--netns", "/nonexistent/netns"],
+            "--netns /nonexistent/netns",
+        ),
+    ] {
+        let arguments = [&["perf", "rr", "--output", file], &elsewhere[..], more].concat();
+        let output = kcm(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let message = text(&output.stderr);
+        assert!(message.contains(why), "{message}");
+        assert!(!message.contains("ulimit"), "{message}");
+        let kept = std::fs::read_to_string(&path).expect("the file is there");
+        assert_eq!(kept, "of yesterday");
+    }
+    let _ = std::fs::remove_file(&path);
 }
 
 #[test]
