@@ -290,6 +290,7 @@ fn what_fails_names_its_reason_and_keeps_the_last_result() {
             &["--netns", "/nonexistent/netns"],
             "--netns /nonexistent/netns",
         ),
+        (&["--netns", "/etc/passwd"], "--netns /etc/passwd"),
     ] {
         let arguments = [&["perf", "rr", "--output", file], &elsewhere[..], more].concat();
         let output = kcm(&arguments);

@@ -30,13 +30,14 @@ impl Place {
         let Some(path) = &self.netns else {
             return TcpListener::bind(address);
         };
-        let netns = File::open(path)
-            .map_err(|e| io::Error::new(e.kind(), format!("--netns {}: {e}", path.display())))?;
-        let listen = move || {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let listen = || {
+            let namespace = Some(LinkNameSpaceType::Network);
+            File::open(path)
+                .and_then(|netns| Ok(move_into_link_name_space(netns.as_fd(), namespace)?))
+                .map_err(|e| io::Error::new(e.kind(), format!("--netns {}: {e}", path.display())))?;
             TcpListener::bind(address)
         };
-        let listening = thread::spawn(listen).join();
+        let listening = thread::scope(|scope| scope.spawn(listen).join());
         listening.unwrap_or_else(|_| Err(io::Error::other("the thread that listens has panicked")))
     }
 }
