@@ -277,8 +277,8 @@ impl Transmit {
             Left::Held => background::get().flush_later(psock),
             Left::Empty => {
                 psock.mux.sendable();
-                if psock.half_closed.load(Ordering::Acquire) {
-                    psock.mux.finish_half_closed(psock);
+                if psock.half_closed.load(Ordering::Acquire) && psock.is_answered() {
+                    background::get().answered(psock);
                 }
             }
             Left::Blocked => {
