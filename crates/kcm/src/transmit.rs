@@ -160,6 +160,10 @@ impl Transmit {
     /// for them.
     #[inline]
     pub(crate) fn may_keep_back(&self, pieces: &[IoSlice<'_>]) -> Result<bool> {
+        // (An empty one is none.)
+        if pieces.iter().all(|piece| piece.is_empty()) {
+            return Ok(false);
+        }
         self.check(pieces)?;
         Ok(self.is_open() && self.queued_bytes() < GATHER_BYTES)
     }

@@ -317,6 +317,52 @@ fn messages_up_to_the_limit() {
     });
 }
 
+/// With hardly a limit: a peer that announces more than any machine has costs what it sends.
+#[test]
+fn a_long_message_takes_memory_as_it_comes() {
+    alone(60, || {
+        const MIB: usize = 1 << 20;
+        let framing: kcm::Framing = "u64be+8".parse().expect("a framing");
+        let limits = Limits::default().with_max_message_bytes(usize::MAX);
+        for len in [1 << 45, i64::MAX as u64] {
+            let mux = Multiplexor::builder(framing.clone()).limits(limits).build();
+            let mux = mux.expect("a mux");
+            let (_, peer) = attached(&mux);
+            let receiver = receive_all(&mux);
+            write(&peer, &len.to_be_bytes());
+            write(&peer, &[7; 1000]);
+            thread::sleep(A_WHILE);
+            assert!(mux.stats().memory_bytes <= 128 * MIB);
+            drop(peer);
+            let reason = event_soon(&mux).reason;
+            assert_eq!(reason, EndReason::EofInMessage { bytes: 1008 });
+            mux.shutdown();
+            assert!(receiver.join().expect("received").is_empty());
+        }
+        // One that does come is whole.
+        let mux = Multiplexor::builder(framing).limits(limits).build();
+        let mux = mux.expect("a mux");
+        let (_, peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        let writer = thread::spawn(move || {
+            write(&peer, &(150 * MIB as u64).to_be_bytes());
+            for piece in 0..150 {
+                write(&peer, &[piece; MIB]);
+            }
+            write(&peer, &[0, 0, 0, 0, 0, 0, 0, 1, 9]);
+            peer
+        });
+        let message = soon(&mut socket);
+        let pieces = message[8..].chunks(MIB);
+        assert_eq!(pieces.len(), 150);
+        for (piece, bytes) in (0..).zip(pieces) {
+            assert!(bytes == [piece; MIB], "piece {piece}");
+        }
+        assert_eq!(soon(&mut socket)[8..], [9]);
+        drop(writer.join().expect("written"));
+    });
+}
+
 #[test]
 fn a_long_message_among_short_ones() {
     bounded(30, || {

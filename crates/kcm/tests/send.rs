@@ -135,6 +135,40 @@ fn parts_become_one_message() {
 }
 
 #[test]
+fn an_empty_message_is_nothing_however_it_is_sent() {
+    bounded(20, || {
+        let mux = mux();
+        let (id, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        // Of a burst, and alone.
+        for requests in [10, 1] {
+            write(&peer, &numbered(1, 1, 20).repeat(requests));
+            for _ in 0..requests {
+                let request = soon(&mut socket);
+                let none = [IoSlice::new(&[]), IoSlice::new(&[])];
+                for sent in [
+                    socket.send(&[]),
+                    socket.send_vectored(&none),
+                    socket.send_to(id, &[]),
+                    socket.send_to_vectored(id, &[]),
+                    request.reply(&[]),
+                    request.try_reply(&[]),
+                    request.reply_vectored(&none),
+                    request.reply_vectored(&[]),
+                ] {
+                    sent.expect("nothing");
+                }
+                assert_eq!(socket.send_batch(&none).expect("nothing"), 2);
+            }
+        }
+        assert_eq!(mux.stats().counters.tx_messages, 0);
+        socket.send(&numbered(2, 2, 20)).expect("sent");
+        let got = read_message(&mut peer).expect("the only one");
+        assert_eq!(number_of(&got), (2, 2));
+    });
+}
+
+#[test]
 fn a_message_left_open_is_never_seen() {
     bounded(20, || {
         let mux = mux();
