@@ -88,8 +88,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when the multiplexor has no such connection (any more), `EPIPE` when it has ended,
-    /// `EAGAIN` and `ESHUTDOWN` as [`Socket::send`].
+    /// `ENOENT` when the multiplexor has no such connection (any more, or was shut down), `EPIPE` when
+    /// it has ended, `EAGAIN` as [`Socket::send`].
     pub fn send_to(&self, to: ConnectionId, message: &[u8]) -> Result<()> {
         self.send_to_vectored(to, &[IoSlice::new(message)])
     }

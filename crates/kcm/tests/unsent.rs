@@ -328,6 +328,52 @@ fn a_send_that_times_out_was_not_sent() {
     });
 }
 
+/// Whoever waits to send, to this connection or to any, and what ends it.
+#[test]
+fn who_waits_to_send_hears_of_the_end() {
+    bounded(40, || {
+        for (way, unaddressed) in [
+            (2, libc::ESHUTDOWN),
+            (3, libc::ENOTCONN),
+            (4, libc::ENOTCONN),
+        ] {
+            let mux = mux();
+            let (id, peer) = attached_tight(&mux);
+            let receiver = receive_all(&mux);
+            let socket = stuck(&mux, 0);
+            socket.set_nonblocking(false).expect("blocking");
+            let other = socket.try_clone().expect("a clone");
+            let to_it = spawn_asleep(move || other.send_to(id, &numbered(1, 1, 20)));
+            let to_any = spawn_asleep(move || socket.send(&numbered(1, 2, 20)));
+            let start = Instant::now();
+            match way {
+                2 => mux.shutdown(),
+                3 => mux.connection(id).expect("it is there").close(),
+                _ => reset(peer.try_clone().expect("dup")),
+            }
+            if way == 4 {
+                drop(peer);
+            }
+            let errno = |sent: kcm::Result<()>| sent.expect_err("nowhere").errno();
+            let told = errno(to_it.join().expect("woken"));
+            assert_eq!(told, libc::EPIPE, "way {way}");
+            let told = errno(to_any.join().expect("woken"));
+            assert_eq!(told, unaddressed, "way {way}");
+            assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+            mux.shutdown();
+            receiver.join().expect("received");
+        }
+        // And who waits for any connection at all.
+        let builder = Multiplexor::builder(framing()).connect_wait(SOON);
+        let mux = builder.build().expect("a mux");
+        let socket = mux.socket().expect("a socket");
+        let waiting = spawn_asleep(move || socket.send(&numbered(1, 1, 20)));
+        mux.shutdown();
+        let error = waiting.join().expect("woken").expect_err("nowhere");
+        assert!(matches!(error, Error::Closed), "{error}");
+    });
+}
+
 #[test]
 fn over_the_send_buffer_a_new_message_would_block() {
     bounded(30, || {
