@@ -59,15 +59,25 @@ fn all_rows_are_measured_and_told_as_json() {
     assert_eq!(found, expected);
 
     for row in rows {
+        let latency = ["mean", "stddev", "p50", "p99"];
         for contender in ["tcp", "kcm"] {
             let figures = &row[contender];
             assert!(figures["rate_per_s"].as_f64() > Some(0.0), "{row}");
-            assert!(figures["cpu_ns_per_message"]["receiver"].as_f64() > Some(0.0));
+            for side in ["sender", "receiver"] {
+                assert!(figures["cpu_ns_per_message"][side].as_f64() > Some(0.0));
+            }
             let one_way = row["scenario"] == "pipeline";
-            assert_eq!(figures["latency_us"]["p99"].is_number(), !one_way);
+            for key in latency {
+                assert_eq!(figures["latency_us"][key].is_number(), !one_way, "{key}");
+            }
         }
-        assert!(row["ratio"]["median"].is_number());
-        assert_eq!(row["ideal"].is_object(), row["scenario"] == "work");
+        let ratio = ["min", "median", "max"].map(|key| row["ratio"][key].as_f64());
+        assert!(ratio[0].is_some() && ratio.is_sorted(), "{ratio:?}");
+        let is_work = row["scenario"] == "work";
+        assert_eq!(row["ideal"]["rate_per_s"].is_number(), is_work);
+        for key in latency {
+            assert_eq!(row["ideal"]["latency_us"][key].is_number(), is_work);
+        }
     }
 }
 

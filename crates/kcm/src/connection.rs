@@ -11,7 +11,7 @@ use kcm_frame::{Framing, Limits};
 
 use crate::{
     error::{Error, Result},
-    psock::{Psock, View},
+    psock::{Observer, Psock},
     stats::ConnectionStats,
     transport::Carrier,
 };
@@ -41,7 +41,7 @@ impl fmt::Display for ConnectionId {
 /// A handle to an attached connection, from [`crate::Multiplexor::connection`]. It does not keep
 /// the connection attached, but it keeps its descriptor open.
 pub struct Connection {
-    psock: View,
+    psock: Observer,
     carrier: Arc<Carrier>,
 }
 
@@ -49,7 +49,7 @@ impl Connection {
     pub(crate) fn new(psock: Arc<Psock>) -> Result<Self> {
         let carrier = psock.tx.carrier().ok_or(Error::NoSuchConnection)?;
         Ok(Self {
-            psock: View::new(psock),
+            psock: Observer::new(psock),
             carrier,
         })
     }

@@ -45,8 +45,8 @@ pub(crate) struct Psock {
     pub(crate) half_closed: AtomicBool,
     /// The last answer it may have waited for is sent, and somebody will look.
     pub(crate) end_look_set: AtomicBool,
-    /// References that are a [`View`].
-    views: AtomicUsize,
+    /// References that are an [`Observer`].
+    observers: AtomicUsize,
     /// Its descriptor is in the multiplexor's epoll.
     pub(crate) registered: AtomicBool,
     /// Its end has been told.
@@ -74,16 +74,16 @@ pub(crate) struct Psock {
 pub(crate) const NO_PARTIAL: u64 = u64::MAX;
 
 /// A reference by which nobody works on its messages: it keeps no half-closed connection open.
-pub(crate) struct View(Arc<Psock>);
+pub(crate) struct Observer(Arc<Psock>);
 
-impl View {
+impl Observer {
     pub(crate) fn new(psock: Arc<Psock>) -> Self {
-        psock.views.fetch_add(1, Ordering::Relaxed);
+        psock.observers.fetch_add(1, Ordering::SeqCst);
         Self(psock)
     }
 }
 
-impl Deref for View {
+impl Deref for Observer {
     type Target = Arc<Psock>;
 
     fn deref(&self) -> &Arc<Psock> {
@@ -91,9 +91,9 @@ impl Deref for View {
     }
 }
 
-impl Drop for View {
+impl Drop for Observer {
     fn drop(&mut self) {
-        self.0.views.fetch_sub(1, Ordering::Relaxed);
+        self.0.observers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -140,7 +140,7 @@ impl Psock {
             receive_disabled: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
             end_look_set: AtomicBool::new(false),
-            views: AtomicUsize::new(0),
+            observers: AtomicUsize::new(0),
             index,
             rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
             tx: Transmit::new(carrier, framing, mux.limits.send_buffer_bytes),
@@ -334,7 +334,11 @@ impl Psock {
     /// make it seem so for a moment.
     pub(crate) fn is_in_use(self: &Arc<Self>) -> bool {
         const CALLER_AND_LIST: usize = 2;
-        Arc::strong_count(self) > CALLER_AND_LIST + self.views.load(Ordering::Relaxed)
+        // Two looks, for an observer may come or go between them and the count of all.
+        let before = self.observers.load(Ordering::SeqCst);
+        let references = Arc::strong_count(self);
+        let observers = before.min(self.observers.load(Ordering::SeqCst));
+        references > CALLER_AND_LIST + observers
     }
 
     /// Whether it was sent as many messages as it sent: often, all its answers.

@@ -35,7 +35,7 @@ use crate::{
     error::Result,
     hub::Hub,
     mux::Mux,
-    psock::{Psock, View},
+    psock::{Observer, Psock},
     receive::Fill,
     spin::Spin,
     steering::Ready,
@@ -82,7 +82,7 @@ struct Clock {
 /// The only connection, as a socket remembers it from the last time: looking it up again costs
 /// four locked instructions.
 pub(crate) struct Known {
-    pub(crate) psock: View,
+    pub(crate) psock: Observer,
     pub(crate) generation: u64,
 }
 

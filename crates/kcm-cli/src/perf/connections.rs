@@ -34,7 +34,9 @@ impl Place {
             let namespace = Some(LinkNameSpaceType::Network);
             File::open(path)
                 .and_then(|netns| Ok(move_into_link_name_space(netns.as_fd(), namespace)?))
-                .map_err(|e| io::Error::new(e.kind(), format!("--netns {}: {e}", path.display())))?;
+                .map_err(|e| {
+                    io::Error::new(e.kind(), format!("--netns {}: {e}", path.display()))
+                })?;
             TcpListener::bind(address)
         };
         let listening = thread::scope(|scope| scope.spawn(listen).join());

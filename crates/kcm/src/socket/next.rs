@@ -11,7 +11,7 @@ use crate::{
     gather,
     hub::Turn,
     message::Message,
-    psock::{Psock, View},
+    psock::{Observer, Psock},
     steering::Ready,
     walk::HandEnd,
     watch::Known,
@@ -293,7 +293,7 @@ impl Socket {
             if plain && self.mux.socket_count() == 1 {
                 self.solo = self.mux.establish_solo(&psock);
             }
-            let psock = View::new(psock);
+            let psock = Observer::new(psock);
             self.known = Some(Known { psock, generation });
         }
         self.ordered = taken.ordered;
