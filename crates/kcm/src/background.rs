@@ -208,6 +208,7 @@ impl Background {
     /// The peer of a half-closed connection was sent as many messages as it sent: has a look whether
     /// that was all, once who sent the last is done with its message.
     pub(crate) fn answered(&self, psock: &Arc<Psock>) {
+        // SYNC: release, with the acquire in `timers`: the look sees what was sent.
         if !psock.end_look_set.swap(true, Ordering::AcqRel) {
             let job = Job::Answered(Arc::downgrade(psock));
             self.at(Instant::now() + FIRST_LOOK, job);
@@ -373,7 +374,8 @@ impl Background {
                 }
                 Job::Answered(psock) => {
                     if let Some(psock) = psock.upgrade() {
-                        psock.end_look_set.store(false, Ordering::Release);
+                        // SYNC: acquire, with the release in `answered`.
+                        psock.end_look_set.swap(false, Ordering::AcqRel);
                         psock.mux.finish_half_closed(&psock);
                     }
                 }
