@@ -46,11 +46,11 @@ pub(crate) struct PerfOptions {
 
     /// How long one contender runs in one round, in seconds, after a warm-up of a fifth of it
     /// [default: 0.5; work: 2]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) duration: Option<Duration>,
 
     /// Rounds; in each, every contender runs once [default: 15]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), allow_negative_numbers = true)]
     pub(crate) rounds: Option<u32>,
 
     /// Fewer and shorter rounds: everything within 30 seconds
@@ -58,17 +58,17 @@ pub(crate) struct PerfOptions {
     pub(crate) quick: bool,
 
     /// Connections of rr-many [default: 200] and drop [default: 16]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000), allow_negative_numbers = true)]
     pub(crate) connections: Option<u16>,
 
     /// Receiving sockets, and threads of raw TCP's server, of every scenario but rr's lone socket
     /// [default: work 4, rr 3, rr-many 1 and 2, pipeline 1, 2 and 4]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
     pub(crate) workers: Option<u16>,
 
     /// Bytes after the header in rr, rr-many and drop; bytes of a whole message in pipeline and
     /// pipeline-rr [default: 1 and 100, 5000, 64]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 20), allow_negative_numbers = true)]
     pub(crate) size: Option<u32>,
 
     /// How pipeline's messages are framed: u32be+4, u16le, len:offset=1,size=2, varint, fixed:64,
@@ -85,7 +85,7 @@ pub(crate) struct PerfOptions {
     /// The processors of the sending and of the receiving side: `0,1`; `0` puts both on one;
     /// `none` leaves it to the system [default: two different ones where there are two; work
     /// always none]
-    #[arg(long, value_name = "CPUS", value_parser = pins)]
+    #[arg(long, value_name = "CPUS", value_parser = pins, allow_negative_numbers = true)]
     pub(crate) pin: Option<PinChoice>,
 
     /// Make the servers' ends in this network namespace (`/run/netns/NAME`), so that the messages

@@ -59,15 +59,25 @@ fn all_rows_are_measured_and_told_as_json() {
     assert_eq!(found, expected);
 
     for row in rows {
+        let latency = ["mean", "stddev", "p50", "p99"];
         for contender in ["tcp", "kcm"] {
             let figures = &row[contender];
             assert!(figures["rate_per_s"].as_f64() > Some(0.0), "{row}");
-            assert!(figures["cpu_ns_per_message"]["receiver"].as_f64() > Some(0.0));
+            for side in ["sender", "receiver"] {
+                assert!(figures["cpu_ns_per_message"][side].as_f64() > Some(0.0));
+            }
             let one_way = row["scenario"] == "pipeline";
-            assert_eq!(figures["latency_us"]["p99"].is_number(), !one_way);
+            for key in latency {
+                assert_eq!(figures["latency_us"][key].is_number(), !one_way, "{key}");
+            }
         }
-        assert!(row["ratio"]["median"].is_number());
-        assert_eq!(row["ideal"].is_object(), row["scenario"] == "work");
+        let ratio = ["min", "median", "max"].map(|key| row["ratio"][key].as_f64());
+        assert!(ratio[0].is_some() && ratio.is_sorted(), "{ratio:?}");
+        let is_work = row["scenario"] == "work";
+        assert_eq!(row["ideal"]["rate_per_s"].is_number(), is_work);
+        for key in latency {
+            assert_eq!(row["ideal"]["latency_us"][key].is_number(), is_work);
+        }
     }
 }
 
@@ -212,7 +222,10 @@ fn what_cannot_be_is_exit_code_2_and_says_why() {
     for (arguments, why) in [
         (&["perf", "rrr"][..], "rr-many"),
         (&["perf", "--duration", "soon"], "decimal number of seconds"),
+        (&["perf", "--duration", "-1"], "from 0.001 to 3600"),
         (&["perf", "--rounds", "0"], "1..=10000"),
+        (&["perf", "--size", "-1"], "1..=1048576"),
+        (&["perf", "--pin", "-1"], "none"),
         (&["perf", "--framing", "u31be"], "u32be"),
         (&["perf", "pipeline", "--framing", "fixed:65"], "--size"),
         (&["perf", "pipeline", "--size", "11"], "--size"),
@@ -273,6 +286,32 @@ fn a_file_that_cannot_be_written_is_told_before_measuring() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("/nonexistent/kcm.json"));
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn what_fails_names_its_reason_and_keeps_the_last_result() {
+    let path = std::env::temp_dir().join(format!("kcm-perf-kept-{}.json", std::process::id()));
+    let file = path.to_str().expect("UTF-8");
+    std::fs::write(&path, "of yesterday").expect("written");
+    let elsewhere = ["--address", "192.0.2.1"];
+    for (more, why) in [
+        (&[][..], "--address has to be"),
+        (
+            &["--netns", "/nonexistent/netns"],
+            "--netns /nonexistent/netns",
+        ),
+        (&["--netns", "/etc/passwd"], "--netns /etc/passwd"),
+    ] {
+        let arguments = [&["perf", "rr", "--output", file], &elsewhere[..], more].concat();
+        let output = kcm(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let message = text(&output.stderr);
+        assert!(message.contains(why), "{message}");
+        assert!(!message.contains("ulimit"), "{message}");
+        let kept = std::fs::read_to_string(&path).expect("the file is there");
+        assert_eq!(kept, "of yesterday");
+    }
+    let _ = std::fs::remove_file(&path);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! They are written out here, rather than taken from a C library binding, so
 //! that the crate keeps having no dependency at all. The values are those of
-//! every Linux architecture this project builds for (x86-64, aarch64, riscv64).
+//! every Linux architecture this project builds for (x86-64, aarch64).
 
 /// A parser broke down: it panicked (5).
 pub const EIO: i32 = 5;

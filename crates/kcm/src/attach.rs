@@ -5,7 +5,6 @@ use std::{
     net::TcpListener,
     os::fd::AsFd,
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
-    time::Instant,
 };
 
 use kcm_frame::{Framing, Step};
@@ -115,7 +114,7 @@ impl Mux {
         let psock = self.psock(id)?;
         gather::flush_before(&psock);
         // What was begun is finished first: a stream is never given back inside a message.
-        let carrier = psock.tx.detach(Instant::now() + self.linger)?;
+        let carrier = psock.tx.detach(sys::from_now(self.linger))?;
         let taken = psock
             .attached
             .lock()

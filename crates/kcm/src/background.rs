@@ -32,6 +32,7 @@ use crate::{
     psock::{NO_PARTIAL, Psock},
     ring,
     sync::pause,
+    sys,
     transport::Carrier,
 };
 
@@ -44,9 +45,10 @@ const TICK: Duration = Duration::from_millis(1);
 const LONGEST_TICK: Duration = Duration::from_millis(8);
 /// A thread that has gathered no replies for so many ticks is not looked at any more.
 const IDLE_TICKS: u32 = 50;
-/// A closed stream is looked at again after this, and twice as long each time, up to the other.
-const SEE_OFF_FIRST: Duration = Duration::from_millis(1);
-const SEE_OFF_MOST: Duration = Duration::from_millis(64);
+/// A closed or half-closed stream is looked at again after this, and twice as long each time, up to
+/// the other.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(64);
 /// A listener whose connection limit is reached is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_millis(10);
 
@@ -76,9 +78,8 @@ pub(crate) fn get() -> &'static Background {
 /// such a connection and throws away what is under way.)
 pub(crate) fn see_off(carrier: Arc<Carrier>, linger: Duration) {
     if carrier.is_under_way() {
-        let now = Instant::now();
-        let job = Job::SeeOff(carrier, now + linger, SEE_OFF_FIRST);
-        get().at(now + SEE_OFF_FIRST, job);
+        let job = Job::SeeOff(carrier, sys::from_now(linger), FIRST_LOOK);
+        get().at(Instant::now() + FIRST_LOOK, job);
     }
 }
 
@@ -114,7 +115,9 @@ struct Timer {
 #[derive(Clone)]
 enum Job {
     Deadline(Weak<Psock>),
-    HalfClosed(Weak<Psock>),
+    /// Its peer has closed its direction: looked at after so long, and unused for so long by then.
+    HalfClosed(Weak<Psock>, Duration, Duration),
+    Answered(Weak<Psock>),
     Flush(Weak<Psock>),
     Ring(Weak<Mux>),
     Keys(Weak<Mux>),
@@ -194,20 +197,34 @@ impl Background {
 
     /// Looks at the connection's unfinished message when its time may be over.
     pub(crate) fn deadline(&self, psock: &Arc<Psock>, after: Duration) {
-        self.at(Instant::now() + after, Job::Deadline(Arc::downgrade(psock)));
+        self.at(sys::from_now(after), Job::Deadline(Arc::downgrade(psock)));
     }
 
     /// Closes the connection when nobody answers its peer any more.
     pub(crate) fn half_closed(&self, psock: &Arc<Psock>) {
-        let job = Job::HalfClosed(Arc::downgrade(psock));
-        self.at(Instant::now() + HALF_CLOSE_GRACE, job);
+        self.look_at_half_closed(Arc::downgrade(psock), FIRST_LOOK, Duration::ZERO);
+    }
+
+    /// The peer of a half-closed connection was sent as many messages as it sent: has a look whether
+    /// that was all, once who sent the last is done with its message.
+    pub(crate) fn answered(&self, psock: &Arc<Psock>) {
+        // SYNC: release, with the acquire in `timers`: the look sees what was sent.
+        if !psock.end_look_set.swap(true, Ordering::AcqRel) {
+            let job = Job::Answered(Arc::downgrade(psock));
+            self.at(Instant::now() + FIRST_LOOK, job);
+        }
+    }
+
+    fn look_at_half_closed(&self, psock: Weak<Psock>, after: Duration, unused: Duration) {
+        let job = Job::HalfClosed(psock, after, unused);
+        self.at(Instant::now() + after, job);
     }
 
     /// Keeps the closing connection for what it still sends, and gives it up then.
     pub(crate) fn linger(&self, psock: &Arc<Psock>, linger: Duration) {
         let key = *psock.background_key.get_or_init(|| self.key());
         self.work().lingering.insert(key, psock.clone());
-        self.at(Instant::now() + linger, Job::Linger(key));
+        self.at(sys::from_now(linger), Job::Linger(key));
         // It may have sent all meanwhile.
         if psock.tx.carrier().is_none() {
             self.end_linger(psock);
@@ -352,7 +369,16 @@ impl Background {
             drop(work);
             match timer.job {
                 Job::Deadline(psock) => self.check_deadline(psock),
-                Job::HalfClosed(psock) => self.check_half_closed(psock),
+                Job::HalfClosed(psock, after, unused) => {
+                    self.check_half_closed(psock, after, unused);
+                }
+                Job::Answered(psock) => {
+                    if let Some(psock) = psock.upgrade() {
+                        // SYNC: acquire, with the release in `answered`.
+                        psock.end_look_set.swap(false, Ordering::AcqRel);
+                        psock.mux.finish_half_closed(&psock);
+                    }
+                }
                 Job::Ring(mux) => {
                     if let Some(mux) = mux.upgrade()
                         && mux.look_at_ring()
@@ -378,7 +404,7 @@ impl Background {
                 }
                 Job::SeeOff(carrier, until, wait) => {
                     if now < until && carrier.is_under_way() {
-                        let wait = (wait * 2).min(SEE_OFF_MOST);
+                        let wait = (wait * 2).min(LONGEST_LOOK);
                         self.at(now + wait, Job::SeeOff(carrier, until, wait));
                     }
                 }
@@ -412,18 +438,22 @@ impl Background {
         }
     }
 
-    fn check_half_closed(&self, psock: Weak<Psock>) {
-        /// References to a connection that nobody uses: the multiplexor's list, and this one.
-        const UNUSED: usize = 2;
-        let Some(psock) = psock.upgrade() else { return };
-        if psock.mux.finish_half_closed(&psock) {
+    fn check_half_closed(&self, weak: Weak<Psock>, after: Duration, unused: Duration) {
+        let Some(psock) = weak.upgrade() else { return };
+        if psock.tx.is_over() || psock.mux.finish_half_closed(&psock) {
             return;
         }
-        if psock.tx.queued_bytes() > 0 || Arc::strong_count(&psock) > UNUSED {
-            // Work on its messages goes on, or its peer reads slowly.
-            self.half_closed(&psock);
+        // Work on its messages goes on, or its peer reads slowly.
+        let in_use = psock.tx.queued_bytes() > 0 || psock.is_in_use();
+        let unused = if in_use {
+            Duration::ZERO
         } else {
+            unused + after
+        };
+        if unused >= HALF_CLOSE_GRACE {
             psock.mux.remove_and_close(&psock);
+        } else {
+            self.look_at_half_closed(weak, (after * 2).min(LONGEST_LOOK), unused);
         }
     }
 

@@ -32,8 +32,8 @@ pub struct MuxLimits {
     pub max_connections: usize,
     /// Sockets open at once. Default [`DEFAULT_MAX_SOCKETS`].
     pub max_sockets: usize,
-    /// Bytes waiting on one connection above which a new message has to wait. Default
-    /// [`DEFAULT_SEND_BUFFER_BYTES`].
+    /// Bytes waiting on one connection from which on a new message has to wait; 0 counts as 1: a
+    /// message waits until nothing does. Default [`DEFAULT_SEND_BUFFER_BYTES`].
     pub send_buffer_bytes: usize,
 }
 

@@ -11,7 +11,7 @@ use kcm_frame::{Framing, Limits};
 
 use crate::{
     error::{Error, Result},
-    psock::Psock,
+    psock::{Observer, Psock},
     stats::ConnectionStats,
     transport::Carrier,
 };
@@ -41,14 +41,17 @@ impl fmt::Display for ConnectionId {
 /// A handle to an attached connection, from [`crate::Multiplexor::connection`]. It does not keep
 /// the connection attached, but it keeps its descriptor open.
 pub struct Connection {
-    psock: Arc<Psock>,
+    psock: Observer,
     carrier: Arc<Carrier>,
 }
 
 impl Connection {
     pub(crate) fn new(psock: Arc<Psock>) -> Result<Self> {
         let carrier = psock.tx.carrier().ok_or(Error::NoSuchConnection)?;
-        Ok(Self { psock, carrier })
+        Ok(Self {
+            psock: Observer::new(psock),
+            carrier,
+        })
     }
 
     /// Its id.

@@ -100,7 +100,8 @@ impl Multiplexor {
     }
 
     /// Accepts and attaches the listener's connections from now on, in the background, until the
-    /// multiplexor closes. At the limit of connections the others wait in the listener's backlog.
+    /// multiplexor closes; sets `TCP_NODELAY` on them. At the limit of connections, or of descriptors,
+    /// the others wait in the listener's backlog.
     ///
     /// # Errors
     ///
@@ -157,7 +158,8 @@ impl Multiplexor {
     }
 
     /// Closes all connections (what is queued still goes out, within the linger time) and wakes
-    /// every blocked caller with [`crate::Error::Closed`].
+    /// every blocked caller: with [`crate::Error::Closed`], or, who waits to send to a certain
+    /// connection, with [`crate::Error::ConnectionEnded`].
     pub fn shutdown(&self) {
         self.mux.close();
     }

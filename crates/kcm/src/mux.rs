@@ -37,9 +37,9 @@ use crate::{
 /// there may be connections. A program that never asks loses the oldest.
 const MOST_EVENTS: usize = 65_536;
 
-/// How long a connection whose peer has closed its direction waits for an answer that nobody has
-/// begun. Long enough for a program that remembers the id and answers later; short, because most
-/// such peers are simply gone.
+/// How long a connection whose peer has closed its direction waits for an answer while nobody has a
+/// message of it. Long enough for a program that remembers the id and answers later; short, because
+/// most such peers are simply gone.
 pub(crate) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Mux {
@@ -90,7 +90,11 @@ impl Mux {
             watch,
             solo: Solo::new(),
             memory: Memory::new(builder.mux_limits.max_memory_bytes),
-            limits: builder.mux_limits,
+            limits: MuxLimits {
+                // With 0 there would be room for no message, ever.
+                send_buffer_bytes: builder.mux_limits.send_buffer_bytes.max(1),
+                ..builder.mux_limits
+            },
             framing: builder.framing,
             message_limits: builder.limits,
             socket_type: builder.socket_type,
@@ -353,9 +357,10 @@ impl Mux {
         }
     }
 
-    /// The peer has closed its direction. Once it has its answers, so do we.
+    /// The peer has closed its direction. Once it has its answers, so do we: as many as it sent
+    /// messages, and those that who has one of these still sends.
     pub(crate) fn finish_half_closed(&self, psock: &Arc<Psock>) -> bool {
-        let done = psock.is_answered() && psock.tx.has_sent_all();
+        let done = psock.is_answered() && psock.tx.has_sent_all() && !psock.is_in_use();
         if done {
             self.remove_and_close(psock);
         }

@@ -51,7 +51,7 @@ impl Outgoing {
         }
     }
 
-    #[cfg(loom)]
+    /// What it begins with: all of it, but for a file.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -1,6 +1,7 @@
 //! The state of one attached connection; the kernel calls it a psock.
 
 use std::{
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, TryLockError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -40,8 +41,12 @@ pub(crate) struct Psock {
     pub(crate) deadline_set: AtomicBool,
     /// It is a socket, on which a thread can block.
     pub(crate) is_socket: bool,
-    /// The peer has closed its direction, and has not got all its answers.
+    /// The peer has closed its direction, and may not have got all its answers.
     pub(crate) half_closed: AtomicBool,
+    /// The last answer it may have waited for is sent, and somebody will look.
+    pub(crate) end_look_set: AtomicBool,
+    /// References that are an [`Observer`].
+    observers: AtomicUsize,
     /// Its descriptor is in the multiplexor's epoll.
     pub(crate) registered: AtomicBool,
     /// Its end has been told.
@@ -67,6 +72,30 @@ pub(crate) struct Psock {
 
 /// `Psock::partial_since_ns` of a connection that is between two messages.
 pub(crate) const NO_PARTIAL: u64 = u64::MAX;
+
+/// A reference by which nobody works on its messages: it keeps no half-closed connection open.
+pub(crate) struct Observer(Arc<Psock>);
+
+impl Observer {
+    pub(crate) fn new(psock: Arc<Psock>) -> Self {
+        psock.observers.fetch_add(1, Ordering::SeqCst);
+        Self(psock)
+    }
+}
+
+impl Deref for Observer {
+    type Target = Arc<Psock>;
+
+    fn deref(&self) -> &Arc<Psock> {
+        &self.0
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.0.observers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// What it received. (What was taken to be sent: [`Transmit::taken`].)
 #[derive(Default)]
@@ -110,6 +139,8 @@ impl Psock {
             held_for_order: AtomicBool::new(false),
             receive_disabled: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
+            end_look_set: AtomicBool::new(false),
+            observers: AtomicUsize::new(0),
             index,
             rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
             tx: Transmit::new(carrier, framing, mux.limits.send_buffer_bytes),
@@ -298,8 +329,19 @@ impl Psock {
         }
     }
 
-    /// Whether the program has answered everything it was given: then nobody waits for a
-    /// half-closed connection any more.
+    /// Whether a message of it is in a program's hands, or in a socket's, and may still be answered.
+    /// The caller has one reference, and so has the multiplexor's list. Others that come and go can
+    /// make it seem so for a moment.
+    pub(crate) fn is_in_use(self: &Arc<Self>) -> bool {
+        const CALLER_AND_LIST: usize = 2;
+        // Two looks, for an observer may come or go between them and the count of all.
+        let before = self.observers.load(Ordering::SeqCst);
+        let references = Arc::strong_count(self);
+        let observers = before.min(self.observers.load(Ordering::SeqCst));
+        references > CALLER_AND_LIST + observers
+    }
+
+    /// Whether it was sent as many messages as it sent: often, all its answers.
     pub(crate) fn is_answered(&self) -> bool {
         let (sent, _) = self.tx.taken();
         sent >= self.counters.rx_messages.load(Ordering::Relaxed)

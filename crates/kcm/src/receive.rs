@@ -291,7 +291,7 @@ impl Rx {
         if let Some(reason) = self.met.take() {
             return Fill::End(reason);
         }
-        let whole = len.unwrap_or_else(|| self.unknown_length(need));
+        let whole = len.map_or_else(|| self.unknown_length(need), |len| self.known_length(len));
         let Some((mut buffer, fresh)) = self.room_for(psock, whole) else {
             return Fill::HeldBack;
         };

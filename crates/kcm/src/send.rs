@@ -5,7 +5,6 @@ use std::{
     ops::{BitOr, Range},
     os::fd::BorrowedFd,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use crate::{
@@ -14,6 +13,7 @@ use crate::{
     outgoing::Outgoing,
     psock::Psock,
     socket::{Socket, SocketType},
+    sys,
     write_queue::Wait,
 };
 
@@ -88,8 +88,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when the multiplexor has no such connection (any more), `EPIPE` when it has ended,
-    /// `EAGAIN` and `ESHUTDOWN` as [`Socket::send`].
+    /// `ENOENT` when the multiplexor has no such connection (any more, or was shut down), `EPIPE` when
+    /// it has ended, `EAGAIN` as [`Socket::send`].
     pub fn send_to(&self, to: ConnectionId, message: &[u8]) -> Result<()> {
         self.send_to_vectored(to, &[IoSlice::new(message)])
     }
@@ -236,8 +236,8 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for a range that is not in the file; else as [`Socket::send`] and
-    /// [`Socket::send_to`]. Should the file be cut short before it is sent, the message can't be
+    /// `EINVAL` for a range that is not in the file, or what is no regular file; `EBADF` for a file
+    /// that is not open for reading; else as [`Socket::send`] and [`Socket::send_to`]. Should the file be cut short before it is sent, the message can't be
     /// finished: its connection ends with `EIO`.
     pub fn send_file(
         &self,
@@ -247,12 +247,7 @@ impl Socket {
         range: Range<u64>,
     ) -> Result<()> {
         let file = file.try_clone_to_owned()?;
-        let file_bytes = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
-        if range.start > range.end || range.end > file_bytes {
-            return Err(Error::System(std::io::Error::from_raw_os_error(
-                libc::EINVAL,
-            )));
-        }
+        sys::check_readable(&file, &range)?;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut message = Outgoing::with_file(header, file, range, to.is_some());
         let wait = self.wait_to_send();
@@ -329,7 +324,7 @@ impl Socket {
                     if self.mux.connect_wait.is_zero() || matches!(wait, Wait::Never) {
                         return Err(Error::NotConnected);
                     }
-                    Some(*none_until.get_or_insert_with(|| Instant::now() + self.mux.connect_wait))
+                    Some(*none_until.get_or_insert_with(|| sys::from_now(self.mux.connect_wait)))
                 }
             };
             if !self

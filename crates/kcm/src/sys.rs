@@ -8,12 +8,14 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
+    fs::{FileType, OFlags},
     io::Errno,
     net::{AddressFamily, SocketType, sockopt},
     thread::{MembarrierCommand, Pid},
@@ -40,6 +42,13 @@ pub(crate) fn membarrier() {
         done.is_ok(),
         "membarrier worked at first and now says {done:?}"
     );
+}
+
+/// When so long a time is over. [`Duration::MAX`], which means for ever, is a hundred years: no clock
+/// goes so far that it could be added to a time.
+pub(crate) fn from_now(wait: Duration) -> Instant {
+    const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    Instant::now() + wait.min(FOR_EVER)
 }
 
 /// Asks the processor to bring this value into its cache, and goes on at once.
@@ -90,17 +99,36 @@ pub(crate) fn check_attachable(fd: BorrowedFd<'_>) -> Result<u64, Error> {
     Ok(sockopt::socket_cookie(fd)?)
 }
 
+/// Checks that this range can be read from this descriptor: what is found out later costs the
+/// connection that the message has begun on.
+pub(crate) fn check_readable(file: &impl AsFd, range: &Range<u64>) -> io::Result<()> {
+    let stat = rustix::fs::fstat(file)?;
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE == OFlags::WRONLY {
+        return Err(Errno::BADF.into());
+    }
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let len_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+    if !is_regular || range.start > range.end || range.end > len_bytes {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(())
+}
+
 /// Whether this socket is TCP, of those that can be attached.
 pub(crate) fn is_tcp(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_domain(fd).is_ok_and(|domain| domain != AddressFamily::UNIX)
 }
 
-/// Whether a TCP socket without a peer had one: then a read says 0 or an error, not "not
-/// connected".
+/// Whether a TCP socket without a peer has had one, or is about to: then a read says 0 or an error,
+/// not "not connected", nor that it was refused.
 fn had_peer(fd: BorrowedFd<'_>) -> bool {
     let mut byte = [0u8; 1];
     let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    !matches!(rustix::net::recv(fd, &mut byte, flags), Err(Errno::NOTCONN))
+    !matches!(
+        rustix::net::recv(fd, &mut byte, flags),
+        Err(Errno::NOTCONN | Errno::CONNREFUSED)
+    )
 }
 
 /// Bytes that the system has received and nobody has read; 0 where it does not say.

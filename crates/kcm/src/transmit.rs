@@ -22,7 +22,7 @@ use std::{
     time::Instant,
 };
 
-use kcm_frame::Framing;
+use kcm_frame::{Framing, Verdict};
 
 use crate::{
     background,
@@ -160,6 +160,10 @@ impl Transmit {
     /// for them.
     #[inline]
     pub(crate) fn may_keep_back(&self, pieces: &[IoSlice<'_>]) -> Result<bool> {
+        // (An empty one is none.)
+        if pieces.iter().all(|piece| piece.is_empty()) {
+            return Ok(false);
+        }
         self.check(pieces)?;
         Ok(self.is_open() && self.queued_bytes() < GATHER_BYTES)
     }
@@ -183,6 +187,9 @@ impl Transmit {
         message: Outgoing,
         wait: Wait,
     ) -> std::result::Result<(), Box<(Error, Outgoing)>> {
+        if let Err(e) = self.check_front(message.bytes(), message.len()) {
+            return Err(Box::new((e, message)));
+        }
         let left = self.queue.push(message, wait)?;
         self.see_to(psock, left);
         Ok(())
@@ -274,8 +281,8 @@ impl Transmit {
             Left::Held => background::get().flush_later(psock),
             Left::Empty => {
                 psock.mux.sendable();
-                if psock.half_closed.load(Ordering::Acquire) {
-                    psock.mux.finish_half_closed(psock);
+                if psock.half_closed.load(Ordering::Acquire) && psock.is_answered() {
+                    background::get().answered(psock);
                 }
             }
             Left::Blocked => {
@@ -312,6 +319,15 @@ impl Transmit {
     /// In debug builds: what is sent is one whole message to the connection's own parser.
     #[inline]
     fn check(&self, pieces: &[IoSlice<'_>]) -> Result<()> {
+        if !cfg!(debug_assertions) {
+            return Ok(());
+        }
+        let whole = concat(pieces, 0);
+        self.check_front(&whole, whole.len())
+    }
+
+    /// The same of a message of `len` bytes that begins with these.
+    fn check_front(&self, front: &[u8], len: usize) -> Result<()> {
         if !cfg!(debug_assertions) || !self.is_open() {
             return Ok(());
         }
@@ -319,9 +335,10 @@ impl Transmit {
         let Some(native) = framing.native() else {
             return Ok(());
         };
-        let whole = concat(pieces, 0);
-        match native.parse(&whole) {
-            kcm_frame::Verdict::Message(frame) if frame.len == whole.len() as u64 => Ok(()),
+        match native.parse(front) {
+            Verdict::Message(frame) if frame.len == len as u64 => Ok(()),
+            // The length stands in the file.
+            Verdict::NeedMore(_) if front.len() < len => Ok(()),
             _ => Err(Error::NotOneMessage),
         }
     }

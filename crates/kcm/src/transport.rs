@@ -1,6 +1,7 @@
 //! What carries a connection's bytes: a socket, or anything that implements [`Transport`].
 
 use std::{
+    any::Any,
     fmt,
     io::{self, IoSlice},
     net::TcpStream,
@@ -25,7 +26,7 @@ use crate::{chunk::Buffer, sys};
 /// A `recv` or `send` that panics, or claims another number of bytes than can be, has failed: its
 /// connection ends with `EIO`. The panic goes no further than its message on the standard error, for
 /// the caller may have nothing to do with this stream.
-pub trait Transport: Send + Sync + 'static {
+pub trait Transport: Any + Send + Sync {
     /// A descriptor that epoll can wait on, edge-triggered: readable when [`Transport::recv`] may
     /// have something new, writable when [`Transport::send`] may.
     fn as_fd(&self) -> BorrowedFd<'_>;
@@ -59,6 +60,21 @@ impl Stream {
                 Carrier::Socket(fd) => fd.try_clone().map_err(|_| Self(shared)),
                 Carrier::Other(_) => Err(Self(shared)),
             },
+        }
+    }
+
+    /// The transport that was given to [`Stream::new`], if it is of this type; else the stream itself
+    /// (also while a [`crate::Connection`] still refers to it).
+    pub fn into_transport<T: Transport>(self) -> Result<T, Self> {
+        match Arc::try_unwrap(self.0) {
+            Ok(Carrier::Other(transport)) if (&*transport as &dyn Any).is::<T>() => {
+                let transport: Box<dyn Any> = transport;
+                Ok(*transport
+                    .downcast()
+                    .expect("it was just asked for its type"))
+            }
+            Ok(other) => Err(Self(Arc::new(other))),
+            Err(shared) => Err(Self(shared)),
         }
     }
 

@@ -31,8 +31,17 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
-    connection::ConnectionId, error::Result, hub::Hub, mux::Mux, psock::Psock, receive::Fill,
-    spin::Spin, steering::Ready, sync::pause, sys, transport::Carrier,
+    connection::ConnectionId,
+    error::Result,
+    hub::Hub,
+    mux::Mux,
+    psock::{Observer, Psock},
+    receive::Fill,
+    spin::Spin,
+    steering::Ready,
+    sync::pause,
+    sys,
+    transport::Carrier,
 };
 
 /// Events of one wait with one socket. Fewer cost more waits: with 1, the rate on 200 connections
@@ -73,7 +82,7 @@ struct Clock {
 /// The only connection, as a socket remembers it from the last time: looking it up again costs
 /// four locked instructions.
 pub(crate) struct Known {
-    pub(crate) psock: Arc<Psock>,
+    pub(crate) psock: Observer,
     pub(crate) generation: u64,
 }
 
@@ -298,7 +307,7 @@ impl Mux {
     /// The only connection, with its claim, if a thread may block in a receive on it.
     fn watchable_alone(&self, known: &mut Option<Known>) -> Option<Arc<Psock>> {
         let psock = match known.take() {
-            Some(known) if known.generation == self.generation() => known.psock,
+            Some(known) if known.generation == self.generation() => known.psock.clone(),
             _ => self.only_psock()?,
         };
         if self.readiness.polled() > 0

@@ -6,7 +6,7 @@ mod common;
 use std::{
     fs::File,
     io::{self, IoSlice, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{UnixDatagram, UnixListener, UnixStream},
@@ -15,8 +15,14 @@ use std::{
 };
 
 use common::*;
-use kcm::{AttachError, Framing, Multiplexor, Stream, Transport};
-use rustix::net::{AddressFamily, SocketFlags, SocketType as Kind};
+use kcm::{
+    AttachError, Connection, EndReason, Error, Framing, Message, Multiplexor, Socket, Stream,
+    Transport,
+};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType as Kind},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 
 /// The error of an attempt that must fail, and the stream that comes back.
 #[track_caller]
@@ -31,6 +37,10 @@ fn refused(mux: &Multiplexor, stream: impl Into<Stream>) -> (i32, OwnedFd) {
 
 fn unconnected(family: AddressFamily, kind: Kind) -> OwnedFd {
     rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket")
+}
+
+fn set_nonblocking(fd: &OwnedFd) {
+    rustix::io::ioctl_fionbio(fd, true).expect("non-blocking");
 }
 
 #[test]
@@ -81,6 +91,26 @@ fn sockets_without_a_connected_stream_are_refused_with_eopnotsupp() {
         for (what, fd) in cases {
             assert_eq!(refused(&mux, fd).0, libc::EOPNOTSUPP, "{what}");
         }
+        // Several paths under one stream: the kernel's KCM does not take it either.
+        let mptcp = Some(rustix::net::ipproto::MPTCP);
+        match rustix::net::socket_with(
+            AddressFamily::INET,
+            Kind::STREAM,
+            SocketFlags::CLOEXEC,
+            mptcp,
+        ) {
+            Ok(fd) => assert_eq!(refused(&mux, fd).0, libc::EOPNOTSUPP, "MPTCP"),
+            Err(e) => skipped(&format!("MPTCP: {e}")),
+        }
+        // One that nobody has answered, known before it is attached.
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let nobody = port.local_addr().expect("its address");
+        drop(port);
+        let refused_peer = unconnected(AddressFamily::INET, Kind::STREAM);
+        set_nonblocking(&refused_peer);
+        // (Told at once, or when it is looked at.)
+        let _ = rustix::net::connect(&refused_peer, &nobody);
+        assert_eq!(refused(&mux, refused_peer).0, libc::EOPNOTSUPP, "refused");
         assert!(mux.connections().is_empty());
     });
 }
@@ -151,7 +181,7 @@ fn tcp_of_both_families_and_unix_streams() {
             let (stream, _) = mux.unattach(id).expect("unattached");
             exchange(&mux, stream, peer);
         } else {
-            println!("skipped: no IPv6 loopback here");
+            skipped("no IPv6 loopback here");
         }
         let (stream, peer) = UnixStream::pair().expect("a pair");
         exchange(&mux, stream, peer);
@@ -316,5 +346,154 @@ fn a_message_outlives_everything() {
         assert_ended(&mut peer);
         assert_eq!(number_of(&kept), (1, 1));
         assert!(kept.reply(&kept).is_err());
+    });
+}
+
+/// A connection to a listener that accepts no more is still being made.
+#[test]
+fn a_stream_may_be_attached_while_it_connects() {
+    bounded(30, || {
+        let listening = unconnected(AddressFamily::INET, Kind::STREAM);
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        rustix::net::bind(&listening, &any).expect("bound");
+        rustix::net::listen(&listening, 0).expect("a backlog of one");
+        let listener = TcpListener::from(listening);
+        let address = listener.local_addr().expect("an address");
+        let _first = TcpStream::connect(address).expect("into the backlog");
+        let connecting = unconnected(AddressFamily::INET, Kind::STREAM);
+        set_nonblocking(&connecting);
+        let progress = rustix::net::connect(&connecting, &address);
+        assert_eq!(progress, Err(rustix::io::Errno::INPROGRESS));
+        let look = connecting.try_clone().expect("dup");
+
+        let mux = mux();
+        let id = mux.attach(connecting).expect("attached");
+        let mut socket = mux.socket().expect("a socket");
+        // What is sent now waits for the connection.
+        socket.set_nonblocking(true).expect("non-blocking");
+        socket.send_to(id, &numbered(1, 1, 50)).expect("taken");
+        socket.set_nonblocking(false).expect("blocking");
+        nothing(&mut socket);
+        assert!(
+            rustix::net::getpeername(&look).is_err(),
+            "not connected yet"
+        );
+        let _first = listener.accept().expect("the first");
+        let (mut peer, _) = listener.accept().expect("connected at last");
+        let sent = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&sent), (1, 1));
+        write(&peer, &numbered(2, 2, 60));
+        assert_eq!(number_of(&soon(&mut socket)), (2, 2));
+    });
+}
+
+/// A fast peer is not lost to a race with `accept`.
+#[test]
+fn a_peer_may_be_gone_before_its_stream_is_attached() {
+    bounded(30, || {
+        for (way, expected) in [EndReason::Eof, EndReason::Eof, EndReason::Reset]
+            .into_iter()
+            .enumerate()
+        {
+            let (ours, peer) = tcp_pair();
+            write(&peer, &numbered(1, 1, 100));
+            wait_arrived(&ours, 100);
+            let half = (way == 0).then(|| {
+                peer.shutdown(Shutdown::Write).expect("half closed");
+                peer.try_clone().expect("dup")
+            });
+            match expected {
+                EndReason::Reset => {
+                    reset(peer);
+                    let gone = || rustix::net::getpeername(&ours).is_err();
+                    wait_until("the reset", gone);
+                }
+                _ => drop(peer),
+            }
+            let mux = mux();
+            let id = mux.attach(ours).expect("attached");
+            let receiver = receive_all(&mux);
+            let event = event_soon(&mux);
+            assert_eq!((event.connection, event.reason), (id, expected));
+            drop(half);
+            mux.shutdown();
+            // Linux throws away what was not read when a reset comes, or does not: as it likes.
+            let got = receiver.join().expect("received");
+            if expected == EndReason::Eof {
+                assert_eq!(got, [numbered(1, 1, 100)], "way {way}");
+            }
+        }
+    });
+}
+
+#[test]
+fn everything_may_be_used_from_any_thread() {
+    fn any_thread<T: Send + Sync>() {}
+    any_thread::<Multiplexor>();
+    any_thread::<Socket>();
+    any_thread::<Message>();
+    any_thread::<Connection>();
+    any_thread::<Stream>();
+    any_thread::<Framing>();
+    any_thread::<kcm::ConnectionEvent>();
+    any_thread::<Error>();
+}
+
+#[test]
+fn descriptors_are_few_and_their_end_is_an_error() {
+    alone(30, || {
+        // Whatever the process opens once and keeps is open after this.
+        drop(attached(&mux()));
+        wait_until("the first one is closed", || {
+            let before = open_descriptors();
+            thread::sleep(A_WHILE / 4);
+            open_descriptors() == before
+        });
+        let before = open_descriptors();
+        let mux = mux();
+        assert_eq!(open_descriptors() - before, 2, "a multiplexor");
+        let socket = mux.socket().expect("a socket");
+        assert_eq!(open_descriptors() - before, 2 + 2, "a socket");
+        socket.writable_fd().expect("one more");
+        let _ = socket.as_fd();
+        assert_eq!(open_descriptors() - before, 2 + 3, "polled for both");
+
+        let (_, mut peer) = attached(&mux);
+        let server = echo(&mux);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("an address");
+        mux.listen(listener).expect("listening");
+        let late = unconnected(AddressFamily::INET, Kind::STREAM);
+        let limit = getrlimit(Resource::Nofile);
+        let few = Rlimit {
+            current: Some(400),
+            ..limit
+        };
+        setrlimit(Resource::Nofile, few).expect("a lower limit");
+        let null = File::open("/dev/null").expect("/dev/null");
+        let all: Vec<_> = std::iter::from_fn(|| null.try_clone().ok()).collect();
+        let errno = |error: Error| error.errno();
+        assert_eq!(mux.socket().map(drop).map_err(errno), Err(libc::EMFILE));
+        assert_eq!(
+            socket.try_clone().map(drop).map_err(errno),
+            Err(libc::EMFILE)
+        );
+        let another = Multiplexor::builder(framing()).build();
+        assert_eq!(another.map(drop).map_err(errno), Err(libc::EMFILE));
+        // What is there goes on.
+        write(&peer, &numbered(1, 1, 40));
+        let reply = read_message(&mut peer).expect("a reply");
+        assert_eq!(number_of(&reply), (1, 1));
+        // Who cannot be accepted now is accepted later.
+        rustix::net::connect(&late, &address).expect("into the backlog");
+        let mut late = TcpStream::from(late);
+        write(&late, &numbered(2, 2, 40));
+        thread::sleep(A_WHILE);
+        drop(all);
+        setrlimit(Resource::Nofile, limit).expect("as it was");
+        let reply = read_message(&mut late).expect("a reply");
+        assert_eq!(number_of(&reply), (2, 2));
+        mux.shutdown();
+        server.join().expect("served");
     });
 }

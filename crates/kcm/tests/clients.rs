@@ -71,9 +71,7 @@ fn run(client: &str, arguments: &[&str]) -> Option<Output> {
             Err(error) => panic!("{program}: {error}"),
         }
     }
-    // Straight to the descriptor, as the output of a test that passes is not shown.
-    let reason = format!("skipped: {client} is not installed\n");
-    let _ = rustix::io::write(io::stderr(), reason.as_bytes());
+    skipped(&format!("{client} is not installed"));
     None
 }
 

@@ -306,3 +306,86 @@ fn a_watcher_is_reached_while_others_look_beside_it() {
         }
     });
 }
+
+extern "C" fn note_nothing(_: libc::c_int) {}
+
+/// Sends this thread a signal that interrupts system calls, and is nothing else.
+fn interrupt(thread: i32) {
+    // SAFETY: the handler touches nothing; the structure is read by the system, and zeros are a value
+    // of it (no flags: `SA_RESTART` is not among them).
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = note_nothing as *const () as usize;
+        let done = libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+        assert_eq!(done, 0, "a handler");
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1);
+    }
+}
+
+/// Runs this in a thread that gets signals while it waits; `go` lets it have what it waits for.
+fn interrupted<T: Send + 'static>(
+    waits: impl FnOnce() -> T + Send + 'static,
+    go: impl FnOnce(),
+) -> T {
+    let (tell, told) = mpsc::channel();
+    let waiting = spawn_asleep(move || {
+        tell.send(rustix::thread::gettid().as_raw_nonzero().get())
+            .expect("somebody listens");
+        waits()
+    });
+    let thread = told.recv().expect("its id");
+    for _ in 0..10 {
+        interrupt(thread);
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert!(!waiting.is_finished(), "it goes on waiting");
+    go();
+    waiting.join().expect("it came back")
+}
+
+#[test]
+fn a_signal_ends_no_wait() {
+    bounded(30, || {
+        // In a receive on the only connection, in epoll, and behind another thread.
+        for (connections, others) in [(1, 0), (3, 0), (1, 1)] {
+            let mux = mux();
+            let peers: Vec<_> = (0..connections).map(|_| attached(&mux).1).collect();
+            let others: Vec<_> = (0..others)
+                .map(|_| {
+                    let mut socket = mux.socket().expect("a socket");
+                    spawn_asleep(move || number_of(&soon(&mut socket)))
+                })
+                .collect();
+            let count = 1 + others.len() as u64;
+            let mut socket = mux.socket().expect("a socket");
+            let mut got = vec![interrupted(
+                move || number_of(&socket.recv().expect("a message")),
+                || {
+                    for number in 0..count {
+                        write(&peers[0], &numbered(1, number, 20));
+                    }
+                },
+            )];
+            got.extend(others.into_iter().map(|t| t.join().expect("received")));
+            got.sort_unstable();
+            assert!(got.into_iter().eq((0..count).map(|n| (1, n))));
+        }
+        // In a send for which there is no room, or no connection.
+        let mux = mux();
+        let (id, peer) = attached(&mux);
+        rustix::net::sockopt::set_socket_recv_buffer_size(&peer, 64 << 10).expect("small");
+        let socket = mux.socket().expect("a socket");
+        socket
+            .send_to(id, &numbered(1, 0, 12 << 20))
+            .expect("taken");
+        let mut reader = None;
+        let sent = interrupted(
+            move || socket.send_to(id, &numbered(1, 1, 20)),
+            || reader = Some(read_all(peer)),
+        );
+        sent.expect("sent");
+        mux.shutdown();
+        let got = reader.expect("it was started").join().expect("read");
+        assert_eq!(got, [(1, 0), (1, 1)]);
+    });
+}

@@ -235,19 +235,76 @@ fn a_message_kept_past_the_peers_end_can_be_answered() {
     });
 }
 
+/// An answer in several messages; with threads that find the peer's end before the first of them, or
+/// in the middle.
+#[test]
+fn a_half_closed_peer_gets_more_replies_than_it_sent_requests() {
+    bounded(60, || {
+        for threads in 1..=3 {
+            for (before, between) in [(0, 20), (60, 0), (60, 20)].map(|(before, between)| {
+                (
+                    Duration::from_millis(before),
+                    Duration::from_millis(between),
+                )
+            }) {
+                let mux = mux();
+                let (_, mut peer) = attached(&mux);
+                let servers: Vec<_> = (0..threads)
+                    .map(|_| {
+                        let mut socket = mux.socket().expect("a socket");
+                        thread::spawn(move || {
+                            while let Ok(message) = socket.recv() {
+                                thread::sleep(before);
+                                for _ in 0..5 {
+                                    message.reply(&message).expect("replied");
+                                    thread::sleep(between);
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                let requests: Vec<_> = (0..2).map(|n| numbered(1, n, 100)).collect();
+                write(&peer, &requests.concat());
+                peer.shutdown(Shutdown::Write).expect("half closed");
+                let mut replies: Vec<_> = (0..10)
+                    .map(|_| number_of(&read_message(&mut peer).expect("a reply")))
+                    .collect();
+                replies.sort_unstable();
+                assert_eq!(replies, [[(1, 0); 5], [(1, 1); 5]].concat());
+                let start = Instant::now();
+                assert_eq!(peer.read(&mut [0; 1]).expect("the end"), 0);
+                assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+                mux.shutdown();
+                servers.into_iter().for_each(|s| s.join().expect("served"));
+            }
+        }
+    });
+}
+
 #[test]
 fn a_half_closed_peer_that_nobody_answers_gets_its_end() {
     bounded(20, || {
-        let mux = mux();
-        let (_, mut peer) = attached(&mux);
-        write(&peer, &numbered(1, 1, 50));
-        peer.shutdown(Shutdown::Write).expect("half closed");
-        let receiver = receive_all(&mux);
-        // The message is gone without an answer.
-        assert_eq!(peer.read(&mut [0; 1]).expect("the end"), 0);
-        wait_until("it is gone", || mux.connections().is_empty());
-        mux.shutdown();
-        receiver.join().expect("received");
+        for receivers in [1, 3] {
+            let mux = mux();
+            let (id, mut peer) = attached(&mux);
+            // Who only looks at it does not answer.
+            let connection = mux.connection(id).expect("it is there");
+            let receivers: Vec<_> = (0..receivers).map(|_| receive_all(&mux)).collect();
+            // One that each of them remembers.
+            for number in 0..20 {
+                write(&peer, &numbered(1, number, 50));
+                thread::sleep(Duration::from_millis(1));
+            }
+            peer.shutdown(Shutdown::Write).expect("half closed");
+            // The messages are gone without an answer.
+            assert_eq!(peer.read(&mut [0; 1]).expect("the end"), 0);
+            wait_until("it is gone", || mux.connections().is_empty());
+            drop(connection);
+            mux.shutdown();
+            for receiver in receivers {
+                receiver.join().expect("received");
+            }
+        }
     });
 }
 

@@ -63,7 +63,7 @@ fn drive(mut client: TcpStream) -> usize {
 fn the_first_half_goes_ahead_to_another_processor() {
     let processors = processors();
     let [one, other, ..] = processors[..] else {
-        eprintln!("skipped: one processor only");
+        skipped("one processor only");
         return;
     };
     bounded(60, move || {

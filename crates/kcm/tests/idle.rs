@@ -62,10 +62,8 @@ fn ten_thousand_idle_connections() {
         return peer(&address);
     }
     if most_descriptors() < CONNECTIONS + 100 {
-        eprintln!(
-            "skipped: the limit of descriptors is {}",
-            most_descriptors()
-        );
+        let most = most_descriptors();
+        skipped(&format!("the limit of descriptors is {most}"));
         return;
     }
     alone(90, || {

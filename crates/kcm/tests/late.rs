@@ -67,11 +67,11 @@ impl Client {
 #[test]
 fn replies_are_gathered_though_the_woken_do_not_come() {
     let [here, there, ..] = processors()[..] else {
-        eprintln!("skipped: one processor only");
+        skipped("one processor only");
         return;
     };
     if let Err(e) = thread::spawn(run_on).join().expect("no panic") {
-        eprintln!("skipped: SCHED_RR is not allowed: {e}");
+        skipped(&format!("SCHED_RR is not allowed: {e}"));
         return;
     }
     alone(60, move || {

@@ -139,6 +139,44 @@ fn peek_takes_nothing() {
 }
 
 #[test]
+fn a_half_read_message_is_peeked_at_and_received_from_where_it_was_left() {
+    bounded(20, || {
+        let mux = mux_of(SocketType::SeqPacket);
+        let (_, peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        socket.set_read_timeout(Some(SOON)).expect("a limit");
+        let sent = numbered(1, 1, 60);
+        for way in 0..3 {
+            write(&peer, &[&sent[..], &numbered(1, 2, 20)].concat());
+            let got = socket.recv_into(&mut [0; 25]).expect("a part");
+            assert!(!got.end_of_message);
+            // No room is no end.
+            let got = socket.recv_into(&mut []).expect("nothing of it");
+            let seen = (got.len_bytes, got.truncated, got.end_of_message);
+            assert_eq!(seen, (0, false, false));
+            for _ in 0..2 {
+                assert_eq!(socket.peek().expect("the rest")[..], sent[25..]);
+            }
+            match way {
+                0 => assert_eq!(socket.recv().expect("the rest")[..], sent[25..]),
+                1 => {
+                    let mut rest = [0; 60];
+                    let got = socket.recv_into(&mut rest).expect("the rest");
+                    assert!(got.end_of_message);
+                    assert_eq!((got.len_bytes, got.message_bytes), (35, 60));
+                    assert_eq!(rest[..35], sent[25..]);
+                }
+                _ => {
+                    let mut batch = socket.recv_batch(1).expect("one");
+                    assert_eq!(batch.next().expect("the rest")[..], sent[25..]);
+                }
+            }
+            assert_eq!(number_of(&soon(&mut socket)), (1, 2));
+        }
+    });
+}
+
+#[test]
 fn a_peeked_message_is_not_lost_with_its_socket() {
     bounded(20, || {
         let mux = mux();
@@ -276,6 +314,52 @@ fn messages_up_to_the_limit() {
         assert_ended(&mut peer);
         mux.shutdown();
         assert_eq!(receiver.join().expect("received"), [numbered(1, 1, 100)]);
+    });
+}
+
+/// With hardly a limit: a peer that announces more than any machine has costs what it sends.
+#[test]
+fn a_long_message_takes_memory_as_it_comes() {
+    alone(60, || {
+        const MIB: usize = 1 << 20;
+        let framing: kcm::Framing = "u64be+8".parse().expect("a framing");
+        let limits = Limits::default().with_max_message_bytes(usize::MAX);
+        for len in [1 << 45, i64::MAX as u64] {
+            let mux = Multiplexor::builder(framing.clone()).limits(limits).build();
+            let mux = mux.expect("a mux");
+            let (_, peer) = attached(&mux);
+            let receiver = receive_all(&mux);
+            write(&peer, &len.to_be_bytes());
+            write(&peer, &[7; 1000]);
+            thread::sleep(A_WHILE);
+            assert!(mux.stats().memory_bytes <= 128 * MIB);
+            drop(peer);
+            let reason = event_soon(&mux).reason;
+            assert_eq!(reason, EndReason::EofInMessage { bytes: 1008 });
+            mux.shutdown();
+            assert!(receiver.join().expect("received").is_empty());
+        }
+        // One that does come is whole.
+        let mux = Multiplexor::builder(framing).limits(limits).build();
+        let mux = mux.expect("a mux");
+        let (_, peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        let writer = thread::spawn(move || {
+            write(&peer, &(150 * MIB as u64).to_be_bytes());
+            for piece in 0..150 {
+                write(&peer, &[piece; MIB]);
+            }
+            write(&peer, &[0, 0, 0, 0, 0, 0, 0, 1, 9]);
+            peer
+        });
+        let message = soon(&mut socket);
+        let pieces = message[8..].chunks(MIB);
+        assert_eq!(pieces.len(), 150);
+        for (piece, bytes) in (0..).zip(pieces) {
+            assert!(bytes == [piece; MIB], "piece {piece}");
+        }
+        assert_eq!(soon(&mut socket)[8..], [9]);
+        drop(writer.join().expect("written"));
     });
 }
 

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     collections::HashSet,
+    fs::File,
     io::{IoSlice, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -20,6 +21,7 @@ use std::{
 
 use common::*;
 use kcm::{Error, Multiplexor, SendFlags, SocketType, Stream, Transport};
+use rustix::fs::{Mode, OFlags};
 
 const MIB: usize = 1 << 20;
 
@@ -133,6 +135,40 @@ fn parts_become_one_message() {
 }
 
 #[test]
+fn an_empty_message_is_nothing_however_it_is_sent() {
+    bounded(20, || {
+        let mux = mux();
+        let (id, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        // Of a burst, and alone.
+        for requests in [10, 1] {
+            write(&peer, &numbered(1, 1, 20).repeat(requests));
+            for _ in 0..requests {
+                let request = soon(&mut socket);
+                let none = [IoSlice::new(&[]), IoSlice::new(&[])];
+                for sent in [
+                    socket.send(&[]),
+                    socket.send_vectored(&none),
+                    socket.send_to(id, &[]),
+                    socket.send_to_vectored(id, &[]),
+                    request.reply(&[]),
+                    request.try_reply(&[]),
+                    request.reply_vectored(&none),
+                    request.reply_vectored(&[]),
+                ] {
+                    sent.expect("nothing");
+                }
+                assert_eq!(socket.send_batch(&none).expect("nothing"), 2);
+            }
+        }
+        assert_eq!(mux.stats().counters.tx_messages, 0);
+        socket.send(&numbered(2, 2, 20)).expect("sent");
+        let got = read_message(&mut peer).expect("the only one");
+        assert_eq!(number_of(&got), (2, 2));
+    });
+}
+
+#[test]
 fn a_message_left_open_is_never_seen() {
     bounded(20, || {
         let mux = mux();
@@ -149,6 +185,33 @@ fn a_message_left_open_is_never_seen() {
         );
         drop((socket, mux));
         assert_ended(&mut peer);
+    });
+}
+
+#[test]
+fn an_error_while_building_drops_a_datagram_and_keeps_parts_of_a_seqpacket() {
+    bounded(20, || {
+        let sent = numbered(1, 1, 100);
+        let none = SendFlags::empty();
+        for (kind, more, last) in [
+            (SocketType::Dgram, SendFlags::MORE, none),
+            (SocketType::SeqPacket, none, SendFlags::EOR),
+        ] {
+            let builder = Multiplexor::builder(framing()).socket_type(kind);
+            let mux = builder.build().expect("a mux");
+            let mut socket = mux.socket().expect("a socket");
+            assert_eq!(socket.send_with(&sent[..40], more).expect("a part"), 40);
+            let error = socket.send_with(&sent[40..], last).expect_err("nowhere");
+            assert!(matches!(error, Error::NotConnected), "{error}");
+            let (_, mut peer) = attached(&mux);
+            let whole = match kind {
+                SocketType::Dgram => socket.send_with(&sent, last),
+                SocketType::SeqPacket => socket.send_with(&sent[40..], last),
+            };
+            whole.expect("sent");
+            let got = read_message(&mut peer).expect("a message");
+            assert_eq!(number_of(&got), (1, 1), "{kind:?}");
+        }
     });
 }
 
@@ -208,6 +271,81 @@ fn batches_leave_in_few_calls() {
         }
         let used = calls.load(Ordering::Relaxed);
         assert!(used <= 3, "{used} calls for MSG_BATCH");
+    });
+}
+
+#[test]
+fn what_a_batch_leaves_behind_goes_out_without_its_end() {
+    bounded(20, || {
+        let mux = mux();
+        let (_, mut peer) = attached(&mux);
+        let mut socket = mux.socket().expect("a socket");
+        for number in 0..3 {
+            let sent = socket.send_with(&numbered(1, number, 30), SendFlags::BATCH);
+            assert_eq!(sent.expect("taken"), 30);
+            let got = read_message(&mut peer).expect("a message");
+            assert_eq!(number_of(&got), (1, number));
+        }
+        // Nor is it lost with its socket.
+        let sent = socket.send_with(&numbered(1, 3, 30), SendFlags::BATCH);
+        assert_eq!(sent.expect("taken"), 30);
+        drop(socket);
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (1, 3));
+    });
+}
+
+#[test]
+fn unaddressed_messages_go_round_or_stay_with_the_last() {
+    bounded(20, || {
+        for sticky in [false, true] {
+            let builder = Multiplexor::builder(framing()).sticky_send(sticky);
+            let mux = builder.build().expect("a mux");
+            let readers: Vec<_> = (0..3).map(|_| read_all(attached(&mux).1)).collect();
+            let socket = mux.socket().expect("a socket");
+            for number in 0..9 {
+                socket.send(&numbered(1, number, 30)).expect("sent");
+            }
+            mux.shutdown();
+            let mut got: Vec<Vec<u64>> = readers
+                .into_iter()
+                .map(|r| {
+                    r.join()
+                        .expect("read")
+                        .into_iter()
+                        .map(|(_, n)| n)
+                        .collect()
+                })
+                .collect();
+            got.sort_unstable();
+            if sticky {
+                assert_eq!(got, [vec![], vec![], (0..9).collect()]);
+            } else {
+                assert_eq!(got, [[0, 3, 6], [1, 4, 7], [2, 5, 8]]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_sticky_sender_leaves_a_connection_that_is_behind() {
+    bounded(30, || {
+        let mux = Multiplexor::builder(framing()).sticky_send(true).build();
+        let mux = mux.expect("a mux");
+        let (first, silent) = attached(&mux);
+        rustix::net::sockopt::set_socket_recv_buffer_size(&silent, 64 << 10).expect("small");
+        let socket = mux.socket().expect("a socket");
+        socket.send(&numbered(1, 0, 30)).expect("sent");
+        let (_, other) = attached(&mux);
+        // It stays, though another has nothing to do, until this one has much.
+        socket.send(&numbered(1, 1, 8 * MIB)).expect("taken");
+        let queued = mux.connection(first).expect("it is there").queued_bytes();
+        assert!(queued > 64 << 10, "{queued} bytes are queued");
+        socket.send(&numbered(1, 2, 30)).expect("sent");
+        let (silent, other) = (read_all(silent), read_all(other));
+        mux.shutdown();
+        assert_eq!(silent.join().expect("read"), [(1, 0), (1, 1)]);
+        assert_eq!(other.join().expect("read"), [(1, 2)]);
     });
 }
 
@@ -313,7 +451,7 @@ fn files_are_sent_whole() {
     bounded(30, || {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = rustix::fs::memfd_create("kcm-send-file", flags).expect("a file");
-        let mut file = std::fs::File::from(file);
+        let mut file = File::from(file);
         let body: Vec<u8> = (0..3 * MIB).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
         file.write_all(&body).expect("written");
         let mux = mux();
@@ -361,11 +499,47 @@ fn files_are_sent_whole() {
     });
 }
 
+/// A caller's mistake is told to the caller, and costs no connection.
+#[test]
+fn what_cannot_be_sent_from_is_refused_before_it_is_begun() {
+    bounded(20, || {
+        let mux = mux();
+        let (id, mut peer) = attached(&mux);
+        let socket = mux.socket().expect("a socket");
+        let path = std::env::temp_dir().join(format!("kcm-send-file-{}", std::process::id()));
+        let written = File::create(&path).expect("a file");
+        std::fs::write(&path, [b'x'; 100]).expect("100 bytes");
+        let named = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).expect("O_PATH");
+        std::fs::remove_file(&path).expect("it has no name any more");
+        let directory = File::open("/").expect("a directory");
+        let (pipe, mut end) = std::io::pipe().expect("a pipe");
+        end.write_all(&[b'x'; 100]).expect("100 bytes");
+        let device = File::open("/dev/zero").expect("a device");
+        for (file, errno) in [
+            (written.as_fd(), libc::EBADF),
+            (named.as_fd(), libc::EBADF),
+            (directory.as_fd(), libc::EINVAL),
+            (pipe.as_fd(), libc::EINVAL),
+            (device.as_fd(), libc::EINVAL),
+        ] {
+            for to in [Some(id), None] {
+                let sent = socket.send_file(to, &[0, 0, 0, 1], file, 0..1);
+                let flags = rustix::fs::fcntl_getfl(file);
+                assert_eq!(sent.map_err(|error| error.errno()), Err(errno), "{flags:?}");
+            }
+        }
+        assert_eq!(mux.try_next_event(), None);
+        socket.send_to(id, &numbered(1, 1, 20)).expect("sent");
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (1, 1), "still in frame");
+    });
+}
+
 #[test]
 fn in_debug_builds_what_is_no_message_is_refused() {
     bounded(20, || {
         if !cfg!(debug_assertions) {
-            println!("skipped: messages are checked in debug builds");
+            skipped("messages are checked in debug builds");
             return;
         }
         let mux = mux();
@@ -378,6 +552,21 @@ fn in_debug_builds_what_is_no_message_is_refused() {
             assert!(matches!(error, Error::NotOneMessage), "{error}");
             let error = socket.send(wrong).expect_err("no message");
             assert!(matches!(error, Error::NotOneMessage), "{error}");
+        }
+        // A file with a header of another length, in one piece or beginning in the file.
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("kcm-no-message", flags).expect("a file");
+        let mut file = File::from(file);
+        file.write_all(&whole).expect("written");
+        for to in [Some(id), None] {
+            for len in [25, 27] {
+                let error = socket.send_file(to, &[0, 0, 0, len], file.as_fd(), 4..30);
+                let error = error.expect_err("no message");
+                assert!(matches!(error, Error::NotOneMessage), "{error}");
+            }
+            let sent = socket.send_file(to, &whole[..2], file.as_fd(), 2..30);
+            sent.expect("sent");
+            assert_eq!(number_of(&read_message(&mut peer).expect("it")), (1, 1));
         }
         socket.send(&whole).expect("sent");
         assert_eq!(number_of(&read_message(&mut peer).expect("it")), (1, 1));

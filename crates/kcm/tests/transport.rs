@@ -202,28 +202,20 @@ fn long_replies_go_between_short_ones() {
     });
 }
 
-/// A thread that has found a half-closed connection in the list sends just when another finds it
-/// answered and takes it out; and the stream takes only a part at that moment.
+/// A thread answers a message of a connection just when another closes that and takes it out of the
+/// list; and the stream takes only a part at that moment.
 #[test]
-fn a_send_while_a_half_closed_connection_leaves_is_finished() {
+fn a_send_while_its_connection_leaves_is_finished() {
     bounded(20, || {
         let mux = mux();
         let (mut own, mut peer) = Own::new();
-        let at_its_end = Arc::new(AtomicBool::new(false));
+        let leaves = Arc::new(AtomicBool::new(false));
         let late: Arc<Mutex<Option<kcm::Message>>> = Arc::default();
-        own.recv = Box::new({
-            let at_its_end = at_its_end.clone();
-            move |mut stream, buffer| {
-                let result = stream.read(buffer);
-                at_its_end.store(matches!(result, Ok(0)), Ordering::Relaxed);
-                result
-            }
-        });
         // What the engine asks for when it takes the descriptor out of its epoll.
         own.as_fd = Box::new({
-            let late = late.clone();
+            let (late, leaves) = (late.clone(), leaves.clone());
             move || {
-                if !at_its_end.load(Ordering::Relaxed) {
+                if !leaves.load(Ordering::Relaxed) {
                     return;
                 }
                 let message = late.lock().expect("no panic").take();
@@ -240,19 +232,66 @@ fn a_send_while_a_half_closed_connection_leaves_is_finished() {
                 _ => stream.write_vectored(buffers),
             }
         });
-        mux.attach(Stream::new(own)).expect("attached");
+        let id = mux.attach(Stream::new(own)).expect("attached");
         let mut socket = mux.socket().expect("a socket");
         write(&peer, &numbered(1, 1, 30));
         let message = soon(&mut socket);
         message.reply(&numbered(1, 1, 30)).expect("sent");
         *late.lock().expect("no panic") = Some(message);
-        peer.shutdown(Shutdown::Write).expect("half closed");
-        nothing(&mut socket);
+        let connection = mux.connection(id).expect("it is there");
+        leaves.store(true, Ordering::Relaxed);
+        connection.close();
         assert!(late.lock().expect("no panic").is_none(), "it was used");
         for expected in [(1, 1), (2, 2)] {
             let got = read_message(&mut peer).expect("a whole message");
             assert_eq!(number_of(&got), expected);
         }
         assert_ended(&mut peer);
+    });
+}
+
+#[test]
+fn a_transport_comes_back_as_what_it_was() {
+    bounded(20, || {
+        let mux = mux();
+        let (own, mut peer) = Own::new();
+        let id = mux.attach(Stream::new(own)).expect("attached");
+        let mut socket = mux.socket().expect("a socket");
+        write(&peer, &[&numbered(1, 1, 20)[..], b"\0\0"].concat());
+        assert_eq!(number_of(&soon(&mut socket)), (1, 1));
+        nothing(&mut socket);
+        let connection = mux.connection(id).expect("it is there");
+        let (stream, rest) = mux.unattach(id).expect("unattached");
+        assert_eq!(rest, b"\0\0");
+        // Not while somebody may still look at it, nor as something else.
+        let stream = stream.into_transport::<Own>().map(drop);
+        let stream = stream.expect_err("in use");
+        drop(connection);
+        struct Another;
+        impl Transport for Another {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                unreachable!("there is none")
+            }
+            fn recv(&self, _: &mut [u8]) -> io::Result<usize> {
+                Ok(0)
+            }
+            fn send(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+                Ok(0)
+            }
+            fn shutdown_write(&self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let stream = stream.into_transport::<Another>().map(drop);
+        let stream = stream.expect_err("of another type");
+        let Ok(own) = stream.into_transport::<Own>() else {
+            panic!("it is what it was");
+        };
+        write(&own.stream, &numbered(2, 2, 30));
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (2, 2));
+        // A socket is none.
+        let stream = Stream::from(own.stream);
+        assert!(stream.into_transport::<Own>().is_err());
     });
 }

@@ -210,3 +210,39 @@ fn a_stream_comes_back_as_it_was_given() {
         }
     });
 }
+
+/// The kernel's says `EALREADY` to the others; here they wait, and it is gone then.
+#[test]
+fn of_several_threads_that_unattach_one_gets_the_stream() {
+    bounded(40, || {
+        for round in 0..40_usize {
+            let mux = mux();
+            let (id, peer) = attached(&mux);
+            if round.is_multiple_of(2) {
+                // All of them have to wait for it.
+                let socket = mux.socket().expect("a socket");
+                socket.set_nonblocking(true).expect("non-blocking");
+                socket.send_to(id, &numbered(1, 1, 1 << 20)).expect("taken");
+            }
+            let reader = read_all(peer);
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let mux = mux.clone();
+                    thread::spawn(move || mux.unattach(id).map_err(|error| error.errno()))
+                })
+                .collect();
+            let mut streams = 0;
+            for thread in threads {
+                match thread.join().expect("it came back") {
+                    Ok((stream, rest)) => {
+                        streams += 1;
+                        assert!(stream.into_tcp().is_ok() && rest.is_empty());
+                    }
+                    Err(errno) => assert_eq!(errno, libc::ENOENT),
+                }
+            }
+            assert_eq!(streams, 1, "round {round}");
+            reader.join().expect("read");
+        }
+    });
+}

@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::*;
-use kcm::{ConnectionId, EndReason, Error, Multiplexor, MuxLimits, Socket};
+use kcm::{ConnectionId, EndReason, Error, Limits, Multiplexor, MuxLimits, Socket};
 
 const MIB: usize = 1 << 20;
 
@@ -290,8 +290,10 @@ fn draining_ends_with_the_linger_time() {
         thread::sleep(linger + A_WHILE);
         // What is in the system's buffers may arrive; the message never does.
         let mut got = Vec::new();
-        let _ = peer.read_to_end(&mut got);
+        let end = peer.read_to_end(&mut got).map_err(|error| error.kind());
         assert!(got.len() < 8 * MIB, "it was cut");
+        let reset = std::io::ErrorKind::ConnectionReset;
+        assert_eq!(end, Err(reset), "and the peer cannot take it for all");
         assert!(start.elapsed() < linger + SOON, "and the connection closed");
     });
 }
@@ -323,6 +325,52 @@ fn a_send_that_times_out_was_not_sent() {
         mux.shutdown();
         let expected = (0..sent).map(|n| (1, n)).chain([(2, 0)]);
         assert!(reader.join().expect("read").into_iter().eq(expected));
+    });
+}
+
+/// Whoever waits to send, to this connection or to any, and what ends it.
+#[test]
+fn who_waits_to_send_hears_of_the_end() {
+    bounded(40, || {
+        for (way, unaddressed) in [
+            (2, libc::ESHUTDOWN),
+            (3, libc::ENOTCONN),
+            (4, libc::ENOTCONN),
+        ] {
+            let mux = mux();
+            let (id, peer) = attached_tight(&mux);
+            let receiver = receive_all(&mux);
+            let socket = stuck(&mux, 0);
+            socket.set_nonblocking(false).expect("blocking");
+            let other = socket.try_clone().expect("a clone");
+            let to_it = spawn_asleep(move || other.send_to(id, &numbered(1, 1, 20)));
+            let to_any = spawn_asleep(move || socket.send(&numbered(1, 2, 20)));
+            let start = Instant::now();
+            match way {
+                2 => mux.shutdown(),
+                3 => mux.connection(id).expect("it is there").close(),
+                _ => reset(peer.try_clone().expect("dup")),
+            }
+            if way == 4 {
+                drop(peer);
+            }
+            let errno = |sent: kcm::Result<()>| sent.expect_err("nowhere").errno();
+            let told = errno(to_it.join().expect("woken"));
+            assert_eq!(told, libc::EPIPE, "way {way}");
+            let told = errno(to_any.join().expect("woken"));
+            assert_eq!(told, unaddressed, "way {way}");
+            assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+            mux.shutdown();
+            receiver.join().expect("received");
+        }
+        // And who waits for any connection at all.
+        let builder = Multiplexor::builder(framing()).connect_wait(SOON);
+        let mux = builder.build().expect("a mux");
+        let socket = mux.socket().expect("a socket");
+        let waiting = spawn_asleep(move || socket.send(&numbered(1, 1, 20)));
+        mux.shutdown();
+        let error = waiting.join().expect("woken").expect_err("nowhere");
+        assert!(matches!(error, Error::Closed), "{error}");
     });
 }
 
@@ -393,6 +441,100 @@ fn unattach_with_unsent_bytes_keeps_the_stream_in_frame() {
         drop(stream);
         let all = reader.join().expect("read");
         assert_eq!(all, [(1, 0), (9, 9)]);
+    });
+}
+
+#[test]
+fn unattach_that_cannot_send_all_in_time_leaves_the_connection_as_it_was() {
+    bounded(30, || {
+        let linger = Duration::from_millis(200);
+        let mux = with_linger(linger);
+        let (id, peer) = attached_tight(&mux);
+        let socket = stuck(&mux, 0);
+        let start = Instant::now();
+        let error = mux.unattach(id).map(drop).expect_err("not in this time");
+        assert_eq!(error.errno(), libc::EAGAIN);
+        assert!(start.elapsed() >= linger && start.elapsed() < linger + PROMPT);
+        let reader = read_all(peer);
+        socket.set_nonblocking(false).expect("blocking");
+        socket.send_to(id, &numbered(1, 1, 30)).expect("sent");
+        mux.unattach(id).expect("now it can be");
+        assert_eq!(reader.join().expect("read"), [(1, 0), (1, 1)]);
+    });
+}
+
+/// No clock goes so far that it could be added to a time.
+#[test]
+fn the_longest_duration_is_for_ever() {
+    bounded(40, || {
+        let ever = Duration::MAX;
+        for way in 0..5 {
+            let mux = with_linger(ever);
+            let (id, peer) = attached_tight(&mux);
+            let socket = stuck(&mux, 3);
+            let reader = thread::spawn(move || {
+                thread::sleep(A_WHILE);
+                read_all(peer).join().expect("read")
+            });
+            match way {
+                4 => drop(mux.unattach(id).expect("unattached")),
+                way => close(way, mux, socket, id),
+            }
+            assert_eq!(reader.join().expect("read"), [(1, 3)], "way {way}");
+        }
+
+        let builder = Multiplexor::builder(framing())
+            .connect_wait(ever)
+            .key_patience(ever)
+            .limits(Limits::default().with_assembly_deadline(Some(ever)));
+        let mux = builder.build().expect("a mux");
+        let socket = mux.socket().expect("a socket");
+        socket.set_write_timeout(Some(ever)).expect("a limit");
+        let sending = spawn_asleep(move || {
+            socket.send(&numbered(1, 1, 20)).expect("sent");
+            socket
+        });
+        let (_, mut peer) = attached(&mux);
+        let got = read_message(&mut peer).expect("a message");
+        assert_eq!(number_of(&got), (1, 1));
+        let mut socket = sending.join().expect("it came back");
+        // Half a message, for a while.
+        socket.set_read_timeout(Some(ever)).expect("a limit");
+        let receiving = spawn_asleep(move || number_of(&socket.recv().expect("a message")));
+        write(&peer, &numbered(2, 2, 60)[..30]);
+        thread::sleep(A_WHILE);
+        write(&peer, &numbered(2, 2, 60)[30..]);
+        assert_eq!(receiving.join().expect("received"), (2, 2));
+        assert_eq!(mux.try_next_event(), None);
+    });
+}
+
+#[test]
+fn without_any_send_buffer_messages_go_one_by_one() {
+    bounded(20, || {
+        let mut limits = MuxLimits::default();
+        limits.send_buffer_bytes = 0;
+        let builder = Multiplexor::builder(framing()).mux_limits(limits);
+        let mux = builder.build().expect("a mux");
+        let (id, peer) = attached_tight(&mux);
+        let socket = stuck(&mux, 0);
+        let error = socket.send(&numbered(1, 1, 20)).expect_err("one waits");
+        assert!(matches!(error, Error::WouldBlock), "{error}");
+        let error = socket.send_to(id, &numbered(1, 1, 20));
+        assert!(matches!(error, Err(Error::WouldBlock)), "{error:?}");
+        socket.set_nonblocking(false).expect("blocking");
+        let reader = read_all(peer);
+        for number in 1..5 {
+            socket.send(&numbered(1, number, 20)).expect("sent");
+        }
+        mux.shutdown();
+        assert!(
+            reader
+                .join()
+                .expect("read")
+                .into_iter()
+                .eq((0..5).map(|n| (1, n)))
+        );
     });
 }
 

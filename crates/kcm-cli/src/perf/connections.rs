@@ -30,12 +30,16 @@ impl Place {
         let Some(path) = &self.netns else {
             return TcpListener::bind(address);
         };
-        let netns = File::open(path)?;
-        let listen = move || {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let listen = || {
+            let namespace = Some(LinkNameSpaceType::Network);
+            File::open(path)
+                .and_then(|netns| Ok(move_into_link_name_space(netns.as_fd(), namespace)?))
+                .map_err(|e| {
+                    io::Error::new(e.kind(), format!("--netns {}: {e}", path.display()))
+                })?;
             TcpListener::bind(address)
         };
-        let listening = thread::spawn(listen).join();
+        let listening = thread::scope(|scope| scope.spawn(listen).join());
         listening.unwrap_or_else(|_| Err(io::Error::other("the thread that listens has panicked")))
     }
 }
@@ -66,10 +70,14 @@ pub(super) fn pairs(
         }
         Ok(ends)
     };
-    connect().map_err(Failure::system(format!(
-        "connect {count} pairs to {} (a limit of open files? see `ulimit -n`)",
-        place.address
-    )))
+    connect().map_err(|e| {
+        let hint = match e.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => " (`ulimit -n` shows and raises the limit)",
+            Some(libc::EADDRNOTAVAIL) => " (--address has to be one of the servers' end)",
+            _ => "",
+        };
+        Failure::system(format!("connect {count} pairs to {}{hint}", place.address))(e)
+    })
 }
 
 /// The one connection of a scenario that has one.

@@ -34,7 +34,11 @@ mod verify;
 
 pub(crate) use failure::Failure;
 
-use std::{fs, num::NonZeroU64, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    num::NonZeroU64,
+    path::Path,
+};
 
 use self::{
     affinity::Pins,
@@ -59,11 +63,14 @@ pub(crate) fn run(options: &PerfOptions) -> Result<(), Failure> {
         kernel::probe()?;
         contenders.push(Contender::Kernel);
     }
-    let plan = Plan::new(options, u32::try_from(contenders.len()).unwrap_or(u32::MAX))?;
+    let mut plan = Plan::new(options, u32::try_from(contenders.len()).unwrap_or(u32::MAX))?;
     let pins = Pins::choose(options.pin)?;
     if let Some(path) = &options.output {
-        // Now, and not after the measurement, is the time to hear that it cannot be written.
-        write_file(path, b"")?;
+        // Now, and not after the measurement, is the time to hear that it cannot be written. What it
+        // holds stays until there is something new.
+        let failure = Failure::system(format!("write {}", path.display()));
+        let open = OpenOptions::new().append(true).create(true).open(path);
+        open.map_err(failure)?;
     }
     // Sleeping threads wake when they are to, not up to 50 us later; threads inherit it.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))
@@ -73,12 +80,11 @@ pub(crate) fn run(options: &PerfOptions) -> Result<(), Failure> {
     if !options.json {
         report::print(&report::header(&machine, &plan))?;
     }
-    let of_row = |row: &Row| (row.timing.warm_up + row.timing.duration) * plan.rounds;
-    let whole = plan.rows.iter().map(of_row).sum::<std::time::Duration>();
-    let contender_count = u32::try_from(contenders.len()).unwrap_or(1);
-    let mut progress = Progress::new((whole * contender_count).as_nanos());
+    let mut progress = Progress::new(plan.time().as_nanos());
     let mut rows = Vec::with_capacity(plan.rows.len());
-    for row in &plan.rows {
+    for next in 0..plan.rows.len() {
+        plan.keep_to_time(next, progress.elapsed());
+        let row = &plan.rows[next];
         let result = measure_row(row, plan.rounds, &contenders, pins, &mut progress);
         progress.clear();
         let result = result?;
@@ -127,7 +133,7 @@ fn measure_row(
             progress.show(&format!("{label} {}/{rounds}", round + 1));
             let trial = Trial::new(row, contender, pins, draw);
             samples[index].push(trial.measure().map_err(|e| e.within(&label))?);
-            progress.advance((row.timing.warm_up + row.timing.duration).as_nanos());
+            progress.advance(row.timing.whole().as_nanos());
         }
         if row.scenario == ScenarioName::Work {
             let timing = row.timing;

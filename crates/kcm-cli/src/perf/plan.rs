@@ -26,6 +26,10 @@ const WORK_TIMES_LONGER: u32 = 4;
 const QUICK_ROUNDS: u32 = 3;
 /// Of the 30 s that `--quick` has, what measurements and warm-ups may take.
 const QUICK_BUDGET: Duration = Duration::from_secs(24);
+/// The same with all that is between them. Should that turn out to take longer than the rest, on a
+/// machine that does other work too, the rows to come are measured for less long.
+const QUICK_WHOLE: Duration = Duration::from_secs(28);
+const QUICK_SHORTEST: Duration = Duration::from_millis(5);
 const QUICK_LONGEST: Duration = Duration::from_millis(500);
 
 /// One line of the result.
@@ -78,6 +82,8 @@ impl Row {
 pub(super) struct Plan {
     pub(super) rows: Vec<Row>,
     pub(super) rounds: u32,
+    contenders: u32,
+    quick: bool,
 }
 
 impl Plan {
@@ -112,7 +118,41 @@ impl Plan {
             };
             row.timing = Timing::with_duration(duration);
         }
-        Ok(Self { rows, rounds })
+        Ok(Self {
+            rows,
+            rounds,
+            contenders,
+            quick: options.quick,
+        })
+    }
+
+    /// What measuring all of it takes, but for what is between the measurements.
+    pub(super) fn time(&self) -> Duration {
+        self.time_of(&self.rows)
+    }
+
+    fn time_of(&self, rows: &[Row]) -> Duration {
+        let each = rows.iter().map(|row| row.timing.whole());
+        each.sum::<Duration>() * self.rounds * self.contenders
+    }
+
+    /// With `--quick`: has the rows from this one on take less time, if they would take too much at
+    /// the pace so far.
+    pub(super) fn keep_to_time(&mut self, next: usize, elapsed: Duration) {
+        let (done, rest) = self.rows.split_at(next);
+        let (done, rest) = (self.time_of(done), self.time_of(rest));
+        if !self.quick || done.is_zero() || rest.is_zero() {
+            return;
+        }
+        let slowness = elapsed.div_duration_f64(done).max(1.0);
+        let left = QUICK_WHOLE.saturating_sub(elapsed);
+        let share = left.div_duration_f64(rest.mul_f64(slowness));
+        if share < 1.0 {
+            for row in &mut self.rows[next..] {
+                let shorter = row.timing.duration.mul_f64(share);
+                row.timing = Timing::with_duration(shorter.max(QUICK_SHORTEST));
+            }
+        }
     }
 }
 
@@ -277,9 +317,34 @@ mod tests {
         for arguments in [&["--quick"][..], &["--quick", "rr"], &["--quick", "work"]] {
             let plan = plan(arguments).expect("possible");
             let times = plan.rows.iter().map(|r| r.timing);
-            let round: Duration = times.map(|t| t.warm_up + t.duration).sum();
+            let round: Duration = times.map(Timing::whole).sum();
             assert!(round * plan.rounds * 2 <= QUICK_BUDGET, "{arguments:?}");
         }
+    }
+
+    /// Each row takes so many times as long as planned.
+    fn whole_time(mut plan: Plan, slowness: f64) -> Duration {
+        let mut elapsed = Duration::ZERO;
+        for next in 0..plan.rows.len() {
+            plan.keep_to_time(next, elapsed);
+            elapsed += plan.time_of(&plan.rows[next..=next]).mul_f64(slowness);
+        }
+        elapsed
+    }
+
+    #[test]
+    fn quick_is_quick_on_a_slow_machine_too() {
+        let quick = || plan(&["--quick"]).expect("possible");
+        let usual = whole_time(quick(), 1.1);
+        assert!(usual >= quick().time(), "nothing is cut short: {usual:?}");
+        for slowness in [1.3, 2.0, 4.0] {
+            let whole = whole_time(quick(), slowness);
+            assert!(whole <= Duration::from_secs(30), "{slowness}: {whole:?}");
+        }
+        // Who asks for a time gets it.
+        let long = plan(&["--duration", "1"]).expect("possible");
+        let planned = long.time();
+        assert!(whole_time(long, 2.0) >= planned * 2);
     }
 
     #[test]

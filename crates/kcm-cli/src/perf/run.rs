@@ -38,6 +38,11 @@ impl Timing {
             duration,
         }
     }
+
+    /// Both together.
+    pub(super) fn whole(self) -> Duration {
+        self.warm_up + self.duration
+    }
 }
 
 /// Which side a thread's processor time belongs to.

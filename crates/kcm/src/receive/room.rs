@@ -40,6 +40,23 @@ impl Rx {
         }
     }
 
+    /// For how much of a message of `len` bytes there is to be room. One that is longer than any by
+    /// default is believed as far as it has come: memory for it grows by doubling, like that of one
+    /// whose length nobody knows. Its peer may have announced more than there is.
+    pub(super) fn known_length(&self, len: usize) -> usize {
+        const AT_ONCE_BYTES: usize = 64 << 20;
+        if len <= AT_ONCE_BYTES {
+            return len;
+        }
+        let there = self.bytes().len();
+        let own = self.buffer.as_ref();
+        let whole = match own.map_or(0, |own| own.capacity() - self.position) {
+            room if room >= AT_ONCE_BYTES && room > there => room,
+            _ => AT_ONCE_BYTES.max(there.saturating_mul(2)),
+        };
+        whole.min(len)
+    }
+
     /// A buffer that begins with what is left and has room for `whole` bytes in all; whether it
     /// is a thread's spare one. `None`: the connection is held back.
     pub(super) fn room_for(

@@ -7,8 +7,14 @@ use std::{
 
 use super::{Socket, deadline};
 use crate::{
-    error::Error, gather, hub::Turn, message::Message, psock::Psock, steering::Ready,
-    walk::HandEnd, watch::Known,
+    error::Error,
+    gather,
+    hub::Turn,
+    message::Message,
+    psock::{Observer, Psock},
+    steering::Ready,
+    walk::HandEnd,
+    watch::Known,
 };
 
 /// Messages taken from the ready list before the other connections are looked at again.
@@ -46,11 +52,6 @@ impl Socket {
             }
         }
         let result = self.wait(back, want);
-        if result.is_err() {
-            // It may be long until this socket asks again, and a half-closed connection that it knows
-            // would look as if somebody still worked on its messages.
-            self.known = None;
-        }
         self.after_recv(result.is_ok());
         result
     }
@@ -292,6 +293,7 @@ impl Socket {
             if plain && self.mux.socket_count() == 1 {
                 self.solo = self.mux.establish_solo(&psock);
             }
+            let psock = Observer::new(psock);
             self.known = Some(Known { psock, generation });
         }
         self.ordered = taken.ordered;

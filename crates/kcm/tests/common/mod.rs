@@ -62,6 +62,12 @@ fn run(seconds: u64, test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Says why a test does without something: straight to the descriptor, as the output of a test that
+/// passes is not shown.
+pub(crate) fn skipped(reason: &str) {
+    let _ = rustix::io::write(io::stderr(), format!("skipped: {reason}\n").as_bytes());
+}
+
 /// Waits for something that no call waits for.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
