@@ -51,7 +51,9 @@ fuzz_target!(|input: &[u8]| {
             (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
             (interpreted, framed) => assert_eq!(interpreted, framed),
         }
-        if let Some(len) = quick(&framing, bytes) {
+        if let Framing::Closure(function) = &framing
+            && let Some(len) = function.quick_form().and_then(|form| form.length_of(bytes))
+        {
             assert_eq!(interpreted, Verdict::message(len));
         }
     }
@@ -63,14 +65,4 @@ fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
         Framing::Closure(f) => f.parse(bytes),
         native => native.native().expect("one of the two").parse(bytes),
     }
-}
-
-/// What the quick form of a program says, if it has one, and that says anything.
-fn quick(framing: &Framing, bytes: &[u8]) -> Option<u64> {
-    let Framing::Closure(function) = framing else {
-        return None;
-    };
-    let form = function.quick_form()?;
-    let word = bytes.get(form.offset()..)?.first_chunk()?;
-    form.length(*word).filter(|_| bytes.len() >= form.need())
 }

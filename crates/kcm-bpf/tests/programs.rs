@@ -20,6 +20,16 @@ fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
     }
 }
 
+fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
+    Insn {
+        code,
+        dst,
+        src,
+        off,
+        imm,
+    }
+}
+
 /// All ways of running a program agree on these bytes, whatever was in registers and stack before.
 /// How many more are needed may differ: a length field knows it, the kernel's 0 does not say.
 fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
@@ -36,21 +46,15 @@ fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
         (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
         _ => prop_assert_eq!(interpreted, framed, "{:?}\n{}", message, listing()),
     }
-    if let Some(len) = quick(&framing, message) {
+    if let Framing::Closure(function) = &framing
+        && let Some(len) = function
+            .quick_form()
+            .and_then(|form| form.length_of(message))
+    {
         let quick = Verdict::message(len);
         prop_assert_eq!(interpreted, quick, "{:?}\n{}", message, listing());
     }
     Ok(())
-}
-
-/// What the quick form of a program says, if it has one, and that says anything.
-fn quick(framing: &Framing, bytes: &[u8]) -> Option<u64> {
-    let Framing::Closure(function) = framing else {
-        return None;
-    };
-    let form = function.quick_form()?;
-    let word = bytes.get(form.offset()..)?.first_chunk()?;
-    form.length(*word).filter(|_| bytes.len() >= form.need())
 }
 
 /// As above, of a program in which nothing can go wrong.
@@ -77,13 +81,6 @@ fn straight() -> impl Strategy<Value = Vec<Insn>> {
         prop::option::of(-4..70i32),
     )
         .prop_map(|(offset, size, steps, bias)| {
-            let insn = |code, dst, src, off, imm| Insn {
-                code,
-                dst,
-                src,
-                off,
-                imm,
-            };
             let mut insns = vec![
                 insn(ALU64 | MOV | X, 6, 1, 0, 0),
                 insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset),
@@ -362,13 +359,6 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
     );
     let parts = prop::collection::vec(part, 1..6);
     (parts, 0..12i32, 0..3usize).prop_map(|(parts, field, end)| {
-        let insn = |code, dst, src, off, imm| Insn {
-            code,
-            dst,
-            src,
-            off,
-            imm,
-        };
         let mut insns = vec![
             insn(ALU64 | MOV | X, 6, 1, 0, 0),
             insn(ALU64 | MOV, 7, 0, 0, 9),
@@ -456,13 +446,6 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
     let tests = prop::collection::vec(test, 0..4);
     let parts = prop::collection::vec(part, 0..4);
     (tests, parts, -60..60i32, 0..4u8).prop_map(|(tests, parts, bias, key)| {
-        let insn = |code, dst, src, off, imm| Insn {
-            code,
-            dst,
-            src,
-            off,
-            imm,
-        };
         let load = |insns: &mut Vec<Insn>, (size, offset, swap): (usize, i32, u8)| {
             insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
             if swap == 0 {

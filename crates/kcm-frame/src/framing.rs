@@ -79,15 +79,7 @@ impl Framing {
         plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
         f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
     ) -> Self {
-        // (A call in the last place, so that the short way needs no frame on the stack.)
-        Self::Closure(FrameFn {
-            find: Arc::new(move |bytes, other| match plain(bytes) {
-                Some(len) => len.get(),
-                None => ask(&f, bytes, other),
-            }),
-            header_for: None,
-            quick_form: None,
-        })
+        Self::Closure(FrameFn::with_short_way(plain, f))
     }
 
     /// The same, where the usual message has a [`QuickForm`]: what that gives, both functions would give,
@@ -97,13 +89,10 @@ impl Framing {
         plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
         f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
     ) -> Self {
-        match Self::closure_with_short_way(plain, f) {
-            Self::Closure(function) => Self::Closure(FrameFn {
-                quick_form: Some(form),
-                ..function
-            }),
-            other => other,
-        }
+        Self::Closure(FrameFn {
+            quick_form: Some(form),
+            ..FrameFn::with_short_way(plain, f)
+        })
     }
 
     /// The same as `closure`, of a rule that can make headers, too: for protocols whose parsers have no
@@ -272,6 +261,21 @@ impl FrameFn {
     fn new(f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static) -> Self {
         Self {
             find: Arc::new(move |bytes, other| split(f(bytes), other)),
+            header_for: None,
+            quick_form: None,
+        }
+    }
+
+    fn with_short_way(
+        plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
+        f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+    ) -> Self {
+        // (A call in the last place, so that the short way needs no frame on the stack.)
+        Self {
+            find: Arc::new(move |bytes, other| match plain(bytes) {
+                Some(len) => len.get(),
+                None => ask(&f, bytes, other),
+            }),
             header_for: None,
             quick_form: None,
         }

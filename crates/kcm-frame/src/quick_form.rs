@@ -125,7 +125,15 @@ impl QuickForm {
         self.need
     }
 
-    /// The message's length in bytes, above zero; `None`: the function is to be asked.
+    /// The length of the message that begins at these bytes, as [`length`](Self::length) says it; `None`
+    /// also where too few are there.
+    #[must_use]
+    pub fn length_of(&self, bytes: &[u8]) -> Option<u64> {
+        let word = bytes.get(self.offset..)?.first_chunk()?;
+        self.length(*word).filter(|_| bytes.len() >= self.need)
+    }
+
+    /// The message's length in bytes, above zero, from its 8 bytes; `None`: the function is to be asked.
     #[inline(always)]
     #[must_use]
     pub const fn length(&self, word: [u8; 8]) -> Option<u64> {

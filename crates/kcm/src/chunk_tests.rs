@@ -45,7 +45,7 @@ mod plain {
         buffer.extend(b"abcdefghijklmn");
         let mut credit = buffer.credit(1..14);
         assert_eq!(credit.word(), None);
-        credit.set_words(2, 5);
+        credit.set_words(2, 0, 5);
         assert_eq!(credit.word(), Some(*b"defghijk"));
         // None, more than there are, or refused: nothing changes.
         for (len, agrees) in [(0, true), (14, true), (usize::MAX, true), (3, false)] {
@@ -58,11 +58,16 @@ mod plain {
         credit.take(1);
         // The last 8 bytes are passed, or it was not to look further.
         assert_eq!(credit.word(), None);
-        credit.set_words(0, 6);
+        credit.set_words(0, 0, 6);
         assert_eq!(credit.word(), Some(*b"fghijklm"));
-        credit.set_words(0, 5);
+        credit.set_words(0, 0, 5);
         assert_eq!(credit.word(), None);
-        credit.set_words(usize::MAX, usize::MAX);
+        // Nine bytes are left, and ten asked for.
+        credit.set_words(0, 9, 14);
+        assert_eq!(credit.word(), Some(*b"fghijklm"));
+        credit.set_words(0, 10, 14);
+        assert_eq!(credit.word(), None);
+        credit.set_words(usize::MAX, 0, usize::MAX);
         assert_eq!(credit.word(), None);
         assert_eq!(credit.take(9).len(), 9);
         assert!(credit.take_if(1, |_, _| true).is_none());

@@ -73,26 +73,21 @@ impl Message {
     #[inline(always)]
     fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
         let psock = self.psock();
-        let walks = gather::is_walking(psock);
-        if walks
-            && psock.tx.may_keep_back(&[IoSlice::new(message)])?
-            && gather::hold_next(psock, message)
-        {
+        if !gather::is_walking(psock) {
+            return self.reply_alone(message, wait);
+        }
+        let may_wait = psock.tx.may_keep_back(&[IoSlice::new(message)])?;
+        if may_wait && gather::hold_next(psock, message) {
             return Ok(());
         }
-        self.reply_otherwise(message, wait, walks)
+        self.reply_within(&[IoSlice::new(message)], wait, may_wait)
     }
 
+    /// To a message that came alone.
     #[inline(never)]
-    fn reply_otherwise(&self, message: &[u8], wait: Wait, walks: bool) -> Result<()> {
-        let pieces = [IoSlice::new(message)];
+    fn reply_alone(&self, message: &[u8], wait: Wait) -> Result<()> {
         let psock = self.psock();
-        // To a message that came alone.
-        if !walks {
-            return psock.tx.send_now(psock, &pieces, wait);
-        }
-        let may_wait = psock.tx.may_keep_back(&pieces)?;
-        self.reply_within(&pieces, wait, may_wait)
+        psock.tx.send_now(psock, &[IoSlice::new(message)], wait)
     }
 
     #[inline(never)]

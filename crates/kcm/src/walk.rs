@@ -132,16 +132,12 @@ impl Hand {
 
     fn stop_at(&mut self, position: usize) {
         self.stop = position;
-        match &self.asked {
-            Asked::Plain(field) => self.credit.set_words(field.offset(), position),
-            Asked::Form(form) => {
-                // The last place behind which all bytes are there that the form needs.
-                let end = self.credit.position() + self.credit.rest().len() + 1;
-                let until = position.min(end.saturating_sub(form.need()));
-                self.credit.set_words(form.offset(), until);
-            }
-            Asked::Rule => {}
-        }
+        let (offset, need) = match &self.asked {
+            Asked::Plain(field) => (field.offset(), 0),
+            Asked::Form(form) => (form.offset(), form.need()),
+            Asked::Rule => return,
+        };
+        self.credit.set_words(offset, need, position);
     }
 
     /// Whether it ended for the sake of other connections.

@@ -86,6 +86,12 @@ pub(crate) struct Known {
     pub(crate) generation: u64,
 }
 
+impl Known {
+    pub(crate) fn is(&self, psock: &Arc<Psock>, generation: u64) -> bool {
+        self.generation == generation && Arc::ptr_eq(&self.psock, psock)
+    }
+}
+
 /// `Watch::alone` when no thread is blocked in a receive: no thread has this number.
 const NOBODY: i32 = 0;
 /// Epoll data of the bell. Connections' ids begin at 1.
@@ -306,9 +312,12 @@ impl Mux {
 
     /// The only connection, with its claim, if a thread may block in a receive on it.
     fn watchable_alone(&self, known: &mut Option<Known>) -> Option<Arc<Psock>> {
-        let psock = match known.take() {
+        let psock = match known {
             Some(known) if known.generation == self.generation() => known.psock.clone(),
-            _ => self.only_psock()?,
+            _ => {
+                *known = None;
+                self.only_psock()?
+            }
         };
         if self.readiness.polled() > 0
             || !psock.can_be_watched_alone()

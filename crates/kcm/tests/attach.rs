@@ -290,17 +290,22 @@ fn bytes_read_before_wake_a_waiting_thread() {
     });
 }
 
+/// How many descriptors are open when nothing is under way; those that the process opens once and keeps
+/// are among them.
+fn descriptors_at_rest() -> usize {
+    drop(attached(&mux()));
+    wait_until("the first one is closed", || {
+        let before = open_descriptors();
+        thread::sleep(A_WHILE / 4);
+        open_descriptors() == before
+    });
+    open_descriptors()
+}
+
 #[test]
 fn closing_in_any_order_leaks_nothing() {
     alone(30, || {
-        // Whatever the process opens once and keeps is open after this.
-        drop(attached(&mux()));
-        wait_until("the first one is closed", || {
-            let before = open_descriptors();
-            thread::sleep(A_WHILE / 4);
-            open_descriptors() == before
-        });
-        let before = open_descriptors();
+        let before = descriptors_at_rest();
         for order in 0..6 {
             for connections in [0, 1, 2, 5] {
                 let mux = mux();
@@ -442,14 +447,7 @@ fn everything_may_be_used_from_any_thread() {
 #[test]
 fn descriptors_are_few_and_their_end_is_an_error() {
     alone(30, || {
-        // Whatever the process opens once and keeps is open after this.
-        drop(attached(&mux()));
-        wait_until("the first one is closed", || {
-            let before = open_descriptors();
-            thread::sleep(A_WHILE / 4);
-            open_descriptors() == before
-        });
-        let before = open_descriptors();
+        let before = descriptors_at_rest();
         let mux = mux();
         assert_eq!(open_descriptors() - before, 2, "a multiplexor");
         let socket = mux.socket().expect("a socket");

@@ -45,6 +45,13 @@ fn with_linger(linger: Duration) -> Multiplexor {
     builder.build().expect("a mux")
 }
 
+fn mux_with_send_buffer(bytes: usize) -> Multiplexor {
+    let mut limits = MuxLimits::default();
+    limits.send_buffer_bytes = bytes;
+    let builder = Multiplexor::builder(framing()).mux_limits(limits);
+    builder.build().expect("a mux")
+}
+
 #[test]
 fn a_message_cut_by_a_reset_goes_out_whole_on_another_connection() {
     bounded(30, || {
@@ -377,10 +384,7 @@ fn who_waits_to_send_hears_of_the_end() {
 #[test]
 fn over_the_send_buffer_a_new_message_would_block() {
     bounded(30, || {
-        let mut limits = MuxLimits::default();
-        limits.send_buffer_bytes = 100_000;
-        let builder = Multiplexor::builder(framing()).mux_limits(limits);
-        let mux = builder.build().expect("a mux");
+        let mux = mux_with_send_buffer(100_000);
         let (id, peer) = attached(&mux);
         let connection = mux.connection(id).expect("it is there");
         let socket = mux.socket().expect("a socket");
@@ -512,10 +516,7 @@ fn the_longest_duration_is_for_ever() {
 #[test]
 fn without_any_send_buffer_messages_go_one_by_one() {
     bounded(20, || {
-        let mut limits = MuxLimits::default();
-        limits.send_buffer_bytes = 0;
-        let builder = Multiplexor::builder(framing()).mux_limits(limits);
-        let mux = builder.build().expect("a mux");
+        let mux = mux_with_send_buffer(0);
         let (id, peer) = attached_tight(&mux);
         let socket = stuck(&mux, 0);
         let error = socket.send(&numbered(1, 1, 20)).expect_err("one waits");

@@ -14,8 +14,6 @@
 //! end of its frames is looked at when a frame leaves: the frame is delivered
 //! whatever it is, but nothing is after one that ended wrongly.
 
-use std::num::NonZeroU64;
-
 use crate::errno::{EPROTO, EPROTONOSUPPORT};
 use crate::{Framing, Parser, Verdict};
 
@@ -83,7 +81,7 @@ impl Parser for Amqp {
 
     /// (Frames of 0-9-1 have an end that is looked at when they leave, and need a parser for that.)
     fn rest(&self) -> Option<Framing> {
-        (self.phase == Phase::Frames10).then(|| Framing::closure_with_short_way(plain_10, frame_10))
+        (self.phase == Phase::Frames10).then(|| Framing::closure(frame_10))
     }
 }
 
@@ -117,12 +115,6 @@ fn frame_10(bytes: &[u8]) -> Verdict {
         Some(size @ LEAST_FRAME_10..) => Verdict::message(size.into()),
         Some(_) => Verdict::Error(EPROTO),
     }
-}
-
-/// The length of one, without a word about what is none.
-fn plain_10(bytes: &[u8]) -> Option<NonZeroU64> {
-    let size = u32::from_be_bytes(*bytes.first_chunk()?);
-    NonZeroU64::new(size.into()).filter(|_| size >= LEAST_FRAME_10)
 }
 
 #[cfg(test)]
@@ -175,6 +167,8 @@ mod tests {
         let opening = [b"AMQP\x03\x01\0\0", frame, b"AMQP\0\x01\0\0", frame];
         take(&mut parser, &opening.map(|message| message.as_slice()));
         // Now it is the length of a frame.
+        assert_eq!(parser.parse(b"AMQP"), Verdict::message(0x414d_5150));
+        assert_eq!(parser.parse(b"\0\0\0\x07"), Verdict::Error(EPROTO));
         let Some(Framing::Closure(rest)) = parser.rest() else {
             panic!("it is a function")
         };

@@ -14,9 +14,8 @@ pub(super) fn framing() -> Framing {
     Framing::stateful(|| Http2 { begun: false })
 }
 
-/// The beginning of a stream; frames follow.
 struct Http2 {
-    /// A message has been seen.
+    /// A message has been seen: only frames from here on.
     begun: bool,
 }
 
@@ -26,20 +25,21 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADER_BYTES: i64 = 9;
 
 /// The field of a frame's length.
-fn frames() -> Result<LengthField, FrameError> {
-    Ok(LengthField::new(0, 3, Endian::Big)?.bias(HEADER_BYTES))
+fn frames() -> LengthField {
+    let field = LengthField::new(0, 3, Endian::Big);
+    field.expect("three bytes at the front").bias(HEADER_BYTES)
 }
 
 impl Parser for Http2 {
     fn parse(&self, bytes: &[u8]) -> Verdict {
         match bytes {
-            [b'P', ..] => match bytes.first_chunk() {
+            [b'P', ..] if !self.begun => match bytes.first_chunk() {
                 None => Verdict::NeedMore(PREFACE.len()),
                 Some(PREFACE) => Verdict::message(PREFACE.len() as u64),
                 Some(_) => Verdict::Error(EPROTO),
             },
-            [high, ..] if *high != 0 => Verdict::Error(EPROTO),
-            _ => frames().map_or(Verdict::Error(EPROTO), |frames| frames.parse(bytes)),
+            [high, ..] if *high != 0 && !self.begun => Verdict::Error(EPROTO),
+            _ => frames().parse(bytes),
         }
     }
 
@@ -48,12 +48,12 @@ impl Parser for Http2 {
     }
 
     fn rest(&self) -> Option<Framing> {
-        self.begun.then(|| frames().ok().map(Framing::Length))?
+        self.begun.then(|| frames().into())
     }
 
     /// The header of a frame, of type DATA on stream 0 until told otherwise.
     fn header_for(&self, body_len: u64) -> Result<Header, FrameError> {
-        frames()?.header_for(body_len)
+        frames().header_for(body_len)
     }
 }
 
@@ -85,6 +85,7 @@ mod tests {
         let mut parser = FRESH;
         assert!(parser.rest().is_none());
         parser.delivered(PREFACE);
+        assert_eq!(parser.parse(PREFACE), Verdict::message(0x50_5249 + 9));
         let rest = parser.rest().and_then(|rest| rest.native());
         assert_eq!(rest, "u24be+9".parse().ok());
     }

@@ -11,8 +11,6 @@
 //! is authenticated. This must be settled by that one byte: behind the answer
 //! comes nothing until the client has seen it.
 
-use std::num::NonZeroU64;
-
 use crate::errno::EPROTO;
 use crate::{Framing, Parser, Verdict};
 
@@ -69,7 +67,7 @@ impl Parser for Postgres {
     }
 
     fn rest(&self) -> Option<Framing> {
-        (!self.opening).then(|| Framing::closure_with_short_way(plain, with_type))
+        (!self.opening).then(|| Framing::closure(with_type))
     }
 }
 
@@ -84,14 +82,6 @@ fn with_type(bytes: &[u8]) -> Verdict {
         },
         _ => Verdict::NeedMore(5),
     }
-}
-
-/// The length of one, without a word about what is none.
-fn plain(bytes: &[u8]) -> Option<NonZeroU64> {
-    let [kind, len @ ..] = bytes.first_chunk::<5>()?;
-    let len = u32::from_be_bytes(*len);
-    (kind.is_ascii_alphanumeric() && len >= LENGTH_BYTES)
-        .then(|| NonZeroU64::MIN.saturating_add(len.into()))
 }
 
 #[cfg(test)]
@@ -119,6 +109,8 @@ mod tests {
         }
         assert_eq!(client.parse(START_UP), Verdict::message(17));
         client.delivered(START_UP);
+        assert_eq!(client.parse(b"S\0\0\0\x04"), Verdict::message(5));
+        assert_eq!(client.parse(START_UP), Verdict::Error(EPROTO));
         assert_eq!(rest(&client, b"S\0\0\0\x04"), Verdict::message(5));
         assert_eq!(rest(&client, START_UP), Verdict::Error(EPROTO));
     }
@@ -143,6 +135,7 @@ mod tests {
         assert_eq!(server.parse(&ok[..4]), Verdict::NeedMore(5));
         assert_eq!(server.parse(ok), Verdict::message(9));
         server.delivered(ok);
+        assert_eq!(server.parse(b"S\0\0\0\x16"), Verdict::message(23));
         assert_eq!(rest(&server, b"S\0\0\0\x16"), Verdict::message(23));
     }
 

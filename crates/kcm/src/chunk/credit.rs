@@ -212,10 +212,10 @@ impl<T> Credit<T> {
     }
 
     /// From now on [`Credit::word`] gives the 8 bytes that begin `offset` bytes behind the position, if
-    /// that is below `until` and all of them are there.
-    pub(crate) fn set_words(&mut self, offset: usize, until: usize) {
-        const LAST: usize = size_of::<[u8; 8]>() - 1;
-        let first_without = self.end.saturating_sub(offset).saturating_sub(LAST);
+    /// that is below `until`, and all of them and `need` bytes in all are there.
+    pub(crate) fn set_words(&mut self, offset: usize, need: usize, until: usize) {
+        let need = need.max(offset.saturating_add(size_of::<[u8; 8]>()));
+        let first_without = (self.end + 1).saturating_sub(need);
         (self.word_offset, self.words_end) = (offset, first_without.min(until));
     }
 

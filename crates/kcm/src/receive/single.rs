@@ -46,13 +46,18 @@ impl Single {
     /// to say whose it is.
     #[inline]
     pub(crate) fn share(self, rx: &mut Rx, psock: &Arc<Psock>) -> Message {
-        let buffer = match self.buffer.owner() {
-            Some(_) => self.buffer,
-            None => self.owned(psock.clone()),
-        };
+        let buffer = self.into_buffer(psock);
         let message = Message::new(buffer.slice(0..buffer.len()));
         rx.kept = Some(buffer);
         message
+    }
+
+    /// The memory, which has an owner already if it is that of the last message.
+    fn into_buffer(self, psock: &Arc<Psock>) -> Buffer<Origin> {
+        match self.buffer.owner() {
+            Some(_) => self.buffer,
+            None => self.owned(psock.clone()),
+        }
     }
 
     fn owned(self, psock: Arc<Psock>) -> Buffer<Origin> {
@@ -140,10 +145,7 @@ impl Rx {
         }
         let single = Single { buffer, position };
         if !self.assembler.is_one_message(single.buffer.filled()) {
-            self.buffer = Some(match single.buffer.owner() {
-                Some(_) => single.buffer,
-                None => single.owned(psock.clone()),
-            });
+            self.buffer = Some(single.into_buffer(psock));
             return None;
         }
         self.stream_position += n as u64;

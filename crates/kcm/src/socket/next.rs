@@ -293,8 +293,14 @@ impl Socket {
             if plain && self.mux.socket_count() == 1 {
                 self.solo = self.mux.establish_solo(&psock);
             }
-            let psock = Observer::new(psock);
-            self.known = Some(Known { psock, generation });
+            if !self
+                .known
+                .as_ref()
+                .is_some_and(|known| known.is(&psock, generation))
+            {
+                let psock = Observer::new(psock);
+                self.known = Some(Known { psock, generation });
+            }
         }
         self.ordered = taken.ordered;
         self.keyed |= taken.keyed;
