@@ -350,6 +350,13 @@ impl<T> Slice<T> {
         unsafe { Block::release(block, n) };
     }
 
+    /// What it keeps alive.
+    #[cfg(test)]
+    pub(crate) fn pinned_bytes(&self) -> usize {
+        // SAFETY: alive through this Slice.
+        unsafe { self.block.as_ref() }.capacity
+    }
+
     /// Where in the block it begins.
     pub(crate) fn offset(&self) -> usize {
         self.start.addr().get() - Block::bytes(self.block).addr().get()

@@ -22,19 +22,16 @@
 //! there are still as many at work; to go by how late woken threads arrive, which says little, as
 //! most of them push the waker off at once.
 
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{mux::Mux, socket::SocketState, sys};
 
 /// A thread is quick if it needs less than this for a message, about what it costs to wake another
 /// thread for it ...
-const QUICK: Duration = Duration::from_micros(5);
+const QUICK_NS: u64 = 5_000;
 
 /// ... and this for each time that it takes something: a read, and a reply.
-const QUICK_TAKE: Duration = Duration::from_micros(20);
+const QUICK_TAKE_NS: u64 = 20_000;
 
 /// To look costs some 100 ns.
 const TAKES_BETWEEN_LOOKS: u32 = 8;
@@ -135,8 +132,8 @@ impl Place {
 /// messages that came alone.
 #[derive(Default)]
 pub(crate) struct Pace {
-    /// Since when it is looked at, and what the socket had received before.
-    since: Option<(Instant, u64)>,
+    /// Since when it is looked at, in ns, and what the socket had received before.
+    since: Option<(u64, u64)>,
     takes: u32,
     quick: bool,
     /// And the time before. (Who was pushed off his processor once is not slow.)
@@ -147,12 +144,12 @@ impl Pace {
     /// The thread goes to work on a burst, or a part of it.
     pub(crate) fn go_to_work(&mut self, mux: &Mux, state: &SocketState) {
         if self.since.is_none() {
-            self.begin(Instant::now(), mux, state);
+            self.begin(sys::now_ns(), mux, state);
         }
     }
 
-    fn begin(&mut self, now: Instant, mux: &Mux, state: &SocketState) {
-        self.since = Some((now, state.counters.rx_messages()));
+    fn begin(&mut self, now_ns: u64, mux: &Mux, state: &SocketState) {
+        self.since = Some((now_ns, state.counters.rx_messages()));
         self.takes = 0;
         if self.quick {
             state.place.set(sys::processor(), mux.hub.takes());
@@ -163,21 +160,21 @@ impl Pace {
 
     /// The thread is done with what it took, perhaps a burst. Whether to look how crowded it is.
     pub(crate) fn note_done(&mut self, burst: bool, mux: &Mux, state: &SocketState) -> bool {
-        let Some((since, before)) = self.since else {
+        let Some((since_ns, before)) = self.since else {
             return false;
         };
         self.takes += 1;
         if !burst && self.takes < TAKES_BETWEEN_LOOKS {
             return false;
         }
-        let now = Instant::now();
+        let now_ns = sys::now_ns();
         let messages = state.counters.rx_messages().saturating_sub(before);
-        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
-        let most = QUICK.saturating_mul(messages) + QUICK_TAKE * self.takes;
-        let quick = now - since < most;
+        let most_ns = (QUICK_NS.saturating_mul(messages))
+            .saturating_add(QUICK_TAKE_NS * u64::from(self.takes));
+        let quick = now_ns.saturating_sub(since_ns) < most_ns;
         self.quick = quick || self.was_quick;
         self.was_quick = quick;
-        self.begin(now, mux, state);
+        self.begin(now_ns, mux, state);
         true
     }
 
@@ -199,9 +196,8 @@ impl Mux {
     /// this processor.
     pub(crate) fn is_crowded(&self, state: &SocketState) -> bool {
         let (here, takes) = (sys::processor(), self.hub.takes());
-        let is_here =
-            |other: &SocketState| other.index != state.index && other.place.is(here, takes);
-        self.all_sockets().iter().any(|other| is_here(other))
+        self.find_socket(|other| other.index != state.index && other.place.is(here, takes))
+            .is_some()
     }
 }
 

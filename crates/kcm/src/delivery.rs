@@ -87,7 +87,7 @@ impl Mux {
             && let Some(walk) = self.lease(psock, &rx, state, in_order)
         {
             drop(rx);
-            gather::begin(psock, self.socket_count() == 1);
+            gather::begin(psock, self.socket_count() == 1, walk.began_ns());
             *hand = Some(walk);
             return Some(taken);
         }
@@ -115,7 +115,7 @@ impl Mux {
         } else if !rx.bytes().is_empty() && want > 1 {
             taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
             if !batch.is_empty() {
-                gather::begin(psock, self.socket_count() == 1);
+                gather::begin(psock, self.socket_count() == 1, None);
             }
         }
         let more = psock.leaves_work(&mut rx);

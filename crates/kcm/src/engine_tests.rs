@@ -183,3 +183,48 @@ fn large_messages_and_an_end_in_the_middle() {
     assert_eq!(event.connection, id);
     assert_eq!(event.reason, crate::EndReason::EofInMessage { bytes: 6 });
 }
+
+/// Behind long messages, short ones are read into memory that long ones would fit in: whoever keeps them
+/// does not keep all of that.
+#[test]
+fn a_short_message_behind_long_ones_pins_little() {
+    const LEAST_BYTES: usize = 1024;
+    let (ours, mut theirs) = pair();
+    let (other, _other) = pair();
+    let mux = mux();
+    mux.attach(ours).unwrap();
+    mux.attach(other).unwrap();
+    let mut socket = mux.socket().unwrap();
+    let mut kept = Vec::new();
+    for len in [20_000, 20_000, 20_000, 8, 8, 100, 3_000, 8, 20_000, 300] {
+        theirs.write_all(&message(&vec![7; len])).unwrap();
+        let message = socket.recv().unwrap();
+        let most = LEAST_BYTES.max(8 * message.len());
+        let pinned = message.pinned_bytes();
+        assert!(pinned <= most, "{pinned} bytes for one of {len}");
+        kept.push(message);
+    }
+}
+
+/// Memory that a burst was read into is there for the next one, and is nobody's meanwhile.
+#[test]
+fn memory_used_again_keeps_no_connection() {
+    let (ours, mut theirs) = pair();
+    let (other, _other) = pair();
+    let mux = mux();
+    let id = mux.attach(ours).unwrap();
+    mux.attach(other).unwrap();
+    let mut socket = mux.socket().unwrap();
+    for _ in 0..4 {
+        theirs.write_all(&message(&[1; 60]).repeat(100)).unwrap();
+        for _ in 0..100 {
+            assert_eq!(socket.recv().unwrap().len(), 64);
+        }
+    }
+    let used = |mux: &Multiplexor| mux.stats().memory_bytes;
+    let (_stream, rest) = mux.unattach(id).unwrap();
+    assert!(rest.is_empty());
+    socket.set_nonblocking(true).unwrap();
+    assert!(matches!(socket.recv(), Err(Error::WouldBlock)));
+    assert_eq!(used(&mux), 0);
+}

@@ -27,7 +27,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 mod halves;
@@ -36,9 +35,9 @@ use crate::{background, biased::Biased, psock::Psock, sys};
 use halves::Halves;
 
 /// The longest that a reply is kept back for the sake of the next ones.
-const HOLD: Duration = Duration::from_micros(200);
+const HOLD_NS: u64 = 200_000;
 /// Replies that are further apart than this, what a send costs, do not wait for one another.
-const SLOW: Duration = Duration::from_micros(5);
+const SLOW_NS: u64 = 5_000;
 /// Replies kept back go out at this many bytes.
 const MOST_BYTES: usize = 32 << 10;
 /// Room for them; a reply that finds none goes out alone.
@@ -47,8 +46,10 @@ const ROOM_BYTES: usize = MOST_BYTES + (4 << 10);
 /// The replies that one thread keeps back.
 pub(crate) struct Gathered {
     replies: Biased<Replies>,
-    /// Some were added since the last tick of the background thread.
+    /// Some were added since the last tick of the background thread ...
     busy: AtomicBool,
+    /// ... and there are some, a moment old: to look behind the lock costs all processors a barrier.
+    kept: AtomicBool,
     /// The background thread looks after it.
     ticking: AtomicBool,
 }
@@ -59,6 +60,12 @@ struct Replies {
     /// [`ROOM_BYTES`] of them, once there was a reply.
     bytes: Vec<u8>,
     len_bytes: usize,
+    messages: usize,
+}
+
+/// Replies that are kept back.
+struct Added {
+    bytes: usize,
     messages: usize,
 }
 
@@ -75,8 +82,8 @@ pub(crate) struct Ticked {
 struct Pace {
     /// The connection whose burst this thread walks through; null without one.
     psock: Cell<*const Psock>,
-    /// When the first of these replies was made, or one before them was sent.
-    since: Cell<Option<Instant>>,
+    /// When the burst began, or the first of these replies was made, or one before them was sent.
+    since_ns: Cell<Option<u64>>,
     /// Replies since.
     replies: Cell<u32>,
     /// At how many of them to look at the clock.
@@ -92,7 +99,7 @@ thread_local! {
     static PACE: Pace = const {
         Pace {
             psock: Cell::new(std::ptr::null()),
-            since: Cell::new(None),
+            since_ns: Cell::new(None),
             replies: Cell::new(0),
             look_at: Cell::new(1),
             held: Cell::new(false),
@@ -103,9 +110,9 @@ thread_local! {
     static GATHERED: OnceCell<Arc<Gathered>> = const { OnceCell::new() };
 }
 
-/// This thread walks through a burst of this connection, and has more of it in hand. `alone`: it is
-/// the only one that receives.
-pub(crate) fn begin(psock: &Arc<Psock>, alone: bool) {
+/// This thread walks through a burst of this connection, and has more of it in hand, since `since_ns` if
+/// that is known. `alone`: it is the only one that receives.
+pub(crate) fn begin(psock: &Arc<Psock>, alone: bool, since_ns: Option<u64>) {
     PACE.with(|pace| {
         // A thread may have several sockets: those of another connection go first.
         if pace.held.get() {
@@ -113,6 +120,10 @@ pub(crate) fn begin(psock: &Arc<Psock>, alone: bool) {
         }
         pace.restart();
         pace.halves.begin(alone);
+        // (Whether there shall be halves is asked at the first reply.)
+        if let Some(since_ns) = since_ns.filter(|_| !alone) {
+            pace.begin(since_ns);
+        }
         pace.psock.set(Arc::as_ptr(psock));
     });
 }
@@ -123,7 +134,7 @@ pub(crate) fn end() {
         pace.psock.set(std::ptr::null());
         if pace.held.get() {
             flush(pace);
-            pace.halves.end(Instant::now);
+            pace.halves.end(sys::now_ns);
         }
     });
 }
@@ -179,11 +190,12 @@ pub(crate) fn hold(psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> bool {
             let gathered = gathered.get_or_init(Gathered::new);
             let add = |replies: &mut Replies| replies.add(psock, pieces);
             // SAFETY: `GATHERED` is this thread's, and `add` does nothing but copy.
-            let bytes = unsafe { gathered.replies.own(add) };
-            if bytes.is_some() && !pace.held.replace(true) {
+            let added = unsafe { gathered.replies.own(add) }?;
+            pace.held.set(true);
+            if added.messages == 1 {
                 gathered.begin_busy();
             }
-            bytes
+            Some(added.bytes)
         });
         // (A thread that is ending keeps nothing back.)
         let added = added.unwrap_or(None);
@@ -201,7 +213,7 @@ pub(crate) fn sent_alone(psock: &Arc<Psock>) {
     PACE.with(|pace| {
         if pace.psock.get() == Arc::as_ptr(psock) {
             pace.restart();
-            pace.since.set(Some(Instant::now()));
+            pace.since_ns.set(Some(sys::now_ns()));
         }
     });
 }
@@ -216,6 +228,7 @@ fn flush(pace: &Pace) {
             // SAFETY: `GATHERED` is this thread's, and sending what was gathered does not come
             // back here.
             unsafe { gathered.replies.own(Replies::send) };
+            gathered.kept.store(false, Ordering::Relaxed);
         }
     });
 }
@@ -227,6 +240,7 @@ impl Gathered {
         Arc::new(Self {
             replies: Biased::new(Replies::default()),
             busy: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
             ticking: AtomicBool::new(false),
         })
     }
@@ -236,6 +250,7 @@ impl Gathered {
     #[inline(never)]
     fn begin_busy(self: &Arc<Self>) {
         self.busy.store(true, Ordering::Relaxed);
+        self.kept.store(true, Ordering::Relaxed);
         if !self.ticking.load(Ordering::Relaxed) {
             background::get().tick(self);
         }
@@ -256,7 +271,8 @@ impl Gathered {
     /// A tick of the background thread: sends what was kept back before the last one.
     pub(crate) fn tick(&self) -> Ticked {
         let busy = self.busy.swap(false, Ordering::Relaxed);
-        let sent = !busy && self.replies.others(Replies::send);
+        let kept = !busy && self.kept.swap(false, Ordering::Relaxed);
+        let sent = kept && self.replies.others(Replies::send);
         Ticked { busy, sent }
     }
 }
@@ -282,8 +298,8 @@ impl Replies {
         true
     }
 
-    /// The bytes there are; `None` when there is no room, or the connection takes no more.
-    fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<usize> {
+    /// What there is then; `None` when there is no room, or the connection takes no more.
+    fn add(&mut self, psock: &Arc<Psock>, pieces: &[IoSlice<'_>]) -> Option<Added> {
         if self.psock.is_none() && !self.begin(psock, pieces) {
             return None;
         }
@@ -295,7 +311,10 @@ impl Replies {
         }
         self.len_bytes = ROOM_BYTES - room.len();
         self.messages += 1;
-        Some(self.len_bytes)
+        Some(Added {
+            bytes: self.len_bytes,
+            messages: self.messages,
+        })
     }
 
     #[cold]
@@ -344,10 +363,16 @@ fn copy_short(to: &mut [u8], from: &[u8]) {
 impl Pace {
     fn restart(&self) {
         self.halves.note_sent(self.replies.get());
-        self.since.set(None);
+        self.since_ns.set(None);
         self.replies.set(0);
         self.look_at.set(1);
         self.held.set(false);
+    }
+
+    /// From here on it counts how quick this thread is: one that was quick keeps the first reply back.
+    fn begin(&self, since_ns: u64) {
+        self.since_ns.set(Some(since_ns));
+        self.look_at.set(if self.quick.get() { 2 } else { 1 });
     }
 
     /// One more reply; whether it may be kept back.
@@ -361,27 +386,26 @@ impl Pace {
     #[cold]
     #[inline(never)]
     fn look(&self, replies: u32, psock: &Psock) -> bool {
-        let now = Instant::now();
-        let Some(since) = self.since.get() else {
-            self.since.set(Some(now));
-            self.look_at.set(replies + 1);
+        let now_ns = sys::now_ns();
+        let Some(since_ns) = self.since_ns.get() else {
+            self.begin(now_ns);
             let is_elsewhere = || {
                 psock
                     .tx
                     .carrier()
                     .is_some_and(|c| sys::peer_is_elsewhere(c.as_fd()))
             };
-            self.halves.decide(now, is_elsewhere);
+            self.halves.decide(now_ns, is_elsewhere);
             return self.quick.get();
         };
-        let age = now - since;
-        let quick = age < SLOW * replies;
+        let age_ns = now_ns.saturating_sub(since_ns);
+        let quick = age_ns < SLOW_NS * u64::from(replies);
         self.quick.set(quick);
-        if !quick || age >= HOLD || self.halves.is_middle(replies, age) {
+        if !quick || age_ns >= HOLD_NS || self.halves.is_middle(replies, age_ns) {
             return false;
         }
-        let pace_ns = age.as_nanos() / u128::from(replies) + 1;
-        let more = ((HOLD - age).as_nanos() / pace_ns / 2).clamp(1, 64);
+        let pace_ns = age_ns / u64::from(replies) + 1;
+        let more = ((HOLD_NS - age_ns) / pace_ns / 2).clamp(1, 64);
         let next = replies + u32::try_from(more).unwrap_or(1);
         self.look_at.set(self.halves.ask_at(replies, next));
         true

@@ -119,6 +119,11 @@ impl Message {
         origin.expect("a connection's buffers have an owner")
     }
 
+    #[cfg(test)]
+    pub(crate) fn pinned_bytes(&self) -> usize {
+        self.slice.pinned_bytes()
+    }
+
     /// Where it begins in its connection's stream, in bytes.
     pub(crate) fn stream_position(&self) -> u64 {
         self.origin().stream_position() + self.slice.offset() as u64

@@ -7,7 +7,7 @@
 //! - Little (up to [`SETTLE_BYTES`]): it is copied into memory of its own size, and the chunk, still
 //!   warm in the cache, stays with the thread. So a message that somebody keeps, or an unfinished
 //!   one, never pins more than eight times what was read with it. The next reads of the connection
-//!   go into memory of about that size at once, without a copy.
+//!   go into memory of about that size at once, and again without a copy, if they bring as much.
 //! - More: the connection keeps the chunk, and its messages are views of it.
 //!
 //! An idle connection holds no chunk at all, unless it is the only one.
@@ -37,8 +37,10 @@ use crate::{
 /// Bytes of a read. Four times what a hand-written loop commonly asks for: a call costs 1 to 2 us
 /// beside its copy, so that a stream of 64-byte messages costs 12.2 ns a message instead of 14.1.
 pub(crate) const CHUNK_BYTES: usize = 256 << 10;
-/// Up to here what was read is copied out of the chunk; an eighth of it.
-const SETTLE_BYTES: usize = CHUNK_BYTES / 8;
+/// What was read pins at most so many times its length.
+const MOST_PINNED: usize = 8;
+/// Up to here what was read is copied out of the chunk.
+const SETTLE_BYTES: usize = CHUNK_BYTES / MOST_PINNED;
 /// Room worth a read: with less, what is left moves to a new chunk.
 const ROOM_BYTES: usize = CHUNK_BYTES / 8;
 

@@ -266,7 +266,7 @@ impl Socket {
         }
         gather::end();
         if let Some(hand) = &self.hand {
-            gather::begin(&hand.leased().psock, false);
+            gather::begin(&hand.leased().psock, false, None);
         }
     }
 

@@ -14,22 +14,21 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
 };
 
 use kcm_frame::{Native, PlainField, QuickForm, Stateless, Verdict};
 
 use crate::{
     chunk::Credit, gather, message::Message, mux::Mux, origin::Origin, psock::Psock, receive::Rx,
-    socket::SocketState, steering::Label,
+    socket::SocketState, steering::Label, sys,
 };
 
 /// How long a lease goes on when there are other connections, which want their turn: about what a
 /// hand-written loop takes for a read of small messages. To end a turn costs a send for its replies.
-const TURN: Duration = Duration::from_micros(200);
+const TURN_NS: u64 = 200_000;
 
 /// How much more is taken without a look at the clock than was taken before it.
-const STRIDE: usize = 16;
+const STRIDE: u64 = 16;
 
 /// What a socket walks through alone.
 pub(crate) struct Hand {
@@ -43,8 +42,8 @@ pub(crate) struct Hand {
     stop: usize,
     /// References in the credit at the beginning, one for each message.
     credit_at_start: usize,
-    /// When the turn began, if there are others.
-    began: Option<Instant>,
+    /// When the turn began, in ns, if there are others.
+    began_ns: Option<u64>,
     /// It is over, though there may be more.
     turn_is_over: bool,
     leased: Leased,
@@ -115,15 +114,14 @@ impl Hand {
     #[cold]
     #[inline(never)]
     fn may_go_on(&mut self) -> bool {
-        let Some(began) = self.began.filter(|_| !self.credit.rest().is_empty()) else {
+        let Some(began_ns) = self.began_ns.filter(|_| !self.credit.rest().is_empty()) else {
             return false;
         };
-        let age = began.elapsed();
-        self.turn_is_over = age >= TURN;
+        let age_ns = sys::now_ns().saturating_sub(began_ns);
+        self.turn_is_over = age_ns >= TURN_NS;
         if !self.turn_is_over {
             let position = self.credit.position();
-            let times = (TURN - age).as_nanos() / (2 * age.as_nanos()).max(1);
-            let stride = usize::try_from(times).map_or(STRIDE, |times| times.min(STRIDE));
+            let stride = ((TURN_NS - age_ns) / (2 * age_ns).max(1)).min(STRIDE) as usize;
             // (If it is not even as much again, after the next message.)
             self.stop_at(position + (position - self.start).saturating_mul(stride).max(1));
         }
@@ -148,6 +146,11 @@ impl Hand {
     /// Messages that were taken.
     pub(crate) fn taken(&self) -> u32 {
         u32::try_from(self.credit_at_start - self.credit.left()).unwrap_or(u32::MAX)
+    }
+
+    /// When it began, in ns, if it is timed.
+    pub(crate) fn began_ns(&self) -> Option<u64> {
+        self.began_ns
     }
 
     pub(crate) fn leased(&self) -> &Leased {
@@ -268,7 +271,7 @@ impl Mux {
             start: position,
             stop: position,
             credit_at_start,
-            began: (!alone).then(Instant::now),
+            began_ns: (!alone).then(sys::now_ns),
             turn_is_over: false,
             leased,
         };

@@ -191,7 +191,7 @@ impl Watch {
     }
 
     pub(crate) fn watched_ns(&self, polled: bool) -> u64 {
-        let now_ns = coarse_ns();
+        let now_ns = sys::coarse_now_ns();
         let clock = &self.clock;
         let since_ns = match clock.since_ns.load(Ordering::Relaxed) {
             // Somebody who polls waits all the time.
@@ -203,11 +203,13 @@ impl Watch {
     }
 
     fn enter(&self) {
-        self.clock.since_ns.store(coarse_ns(), Ordering::Relaxed);
+        self.clock
+            .since_ns
+            .store(sys::coarse_now_ns(), Ordering::Relaxed);
     }
 
     fn leave(&self) {
-        let now_ns = coarse_ns();
+        let now_ns = sys::coarse_now_ns();
         let clock = &self.clock;
         let since_ns = clock.since_ns.load(Ordering::Relaxed);
         let total_ns = clock.total_ns.load(Ordering::Relaxed) + now_ns.saturating_sub(since_ns);
@@ -229,10 +231,6 @@ impl Watch {
         };
         self.absence_ns.store(typical, Ordering::Relaxed);
     }
-}
-
-fn coarse_ns() -> u64 {
-    u64::try_from(sys::coarse_now().as_nanos()).unwrap_or(u64::MAX - 1)
 }
 
 impl Mux {

@@ -28,16 +28,13 @@
 //! scenario, and four threads on one processor lost a tenth); after every 64, which is a send too many
 //! (0.8 of the rate).
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::cell::Cell;
 
 /// Who waited for so long for a burst had nothing else to do: more than the receive takes, less than
 /// it takes to wake a thread here and one there.
-const IDLE: Duration = Duration::from_micros(10);
+const IDLE_NS: u64 = 10_000;
 /// The least that the first half has to take: what a send costs at best.
-const WORTH_A_SEND: Duration = Duration::from_micros(3);
+const WORTH_A_SEND_NS: u64 = 3_000;
 /// With fewer replies to a burst, not even a look at the clock is worth it.
 const MANY: u32 = 32;
 
@@ -48,8 +45,8 @@ pub(super) struct Halves {
     /// Replies to this burst that have been sent, and all to the one before.
     sent: Cell<u32>,
     before: Cell<u32>,
-    /// When that one ended, if it had many.
-    ended: Cell<Option<Instant>>,
+    /// When that one ended, in ns, if it had many.
+    ended_ns: Cell<Option<u64>>,
     /// The reply with which the first half goes; 0: no halves.
     middle: Cell<u32>,
 }
@@ -60,7 +57,7 @@ impl Halves {
             alone: Cell::new(false),
             sent: Cell::new(0),
             before: Cell::new(0),
-            ended: Cell::new(None),
+            ended_ns: Cell::new(None),
             middle: Cell::new(0),
         }
     }
@@ -78,26 +75,27 @@ impl Halves {
     }
 
     /// The burst is over, and its last replies are sent.
-    pub(super) fn end(&self, now: impl FnOnce() -> Instant) {
+    pub(super) fn end(&self, now_ns: impl FnOnce() -> u64) {
         let many = self.alone.get() && self.sent.get() >= MANY;
-        self.ended.set(many.then(now));
+        self.ended_ns.set(many.then(now_ns));
     }
 
     /// At the first reply to a burst: whether there shall be halves.
-    pub(super) fn decide(&self, now: Instant, peer_is_elsewhere: impl FnOnce() -> bool) {
-        let waited = (self.ended.take()).is_some_and(|ended| now - ended >= IDLE);
+    pub(super) fn decide(&self, now_ns: u64, peer_is_elsewhere: impl FnOnce() -> bool) {
+        let ended_ns = self.ended_ns.take();
+        let waited = ended_ns.is_some_and(|ended_ns| now_ns.saturating_sub(ended_ns) >= IDLE_NS);
         if waited && self.alone.get() && self.before.get() >= MANY && peer_is_elsewhere() {
             self.middle.set(self.before.get() / 2);
         }
     }
 
     /// Whether the replies so far, made within this time, are the first half.
-    pub(super) fn is_middle(&self, replies: u32, age: Duration) -> bool {
+    pub(super) fn is_middle(&self, replies: u32, age_ns: u64) -> bool {
         let is_middle = (1..=replies).contains(&self.middle.get());
         if is_middle {
             self.middle.set(0);
         }
-        is_middle && age >= WORTH_A_SEND
+        is_middle && age_ns >= WORTH_A_SEND_NS
     }
 
     /// The reply at which to ask, when there have been `replies` and `next` would be early enough
@@ -114,17 +112,17 @@ impl Halves {
 mod tests {
     use super::*;
 
-    const US: Duration = Duration::from_micros(1);
+    const US: u64 = 1_000;
 
     /// After a burst of 100 replies; the next one has its first reply `waited` later. Its middle.
-    fn middle(waited: Duration, only: bool, elsewhere: bool) -> u32 {
-        let (halves, now) = (Halves::new(), Instant::now());
+    fn middle(waited_ns: u64, only: bool, elsewhere: bool) -> u32 {
+        let (halves, now_ns) = (Halves::new(), 7_000_000);
         halves.begin(only);
         halves.note_sent(60);
         halves.note_sent(40);
-        halves.end(|| now);
+        halves.end(|| now_ns);
         halves.begin(only);
-        halves.decide(now + waited, || elsewhere);
+        halves.decide(now_ns + waited_ns, || elsewhere);
         halves.middle.get()
     }
 
@@ -143,7 +141,7 @@ mod tests {
         halves.note_sent(MANY - 1);
         halves.end(|| unreachable!("no look at the clock"));
         halves.begin(true);
-        halves.decide(Instant::now(), || true);
+        halves.decide(7_000_000, || true);
         assert_eq!(halves.middle.get(), 0);
     }
 

@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     Rx, SETTLE_BYTES,
-    room::{SPARE_BYTES, keep_spare},
+    room::{SPARE_BYTES, is_much_too_large, keep_spare, usual_buffer},
 };
 use crate::{
     chunk::Buffer, message::Message, mux::Mux, origin::Origin, psock::Psock, socket::SocketState,
@@ -135,6 +135,9 @@ impl Rx {
             Ok(n) if n > 0 => n,
             result => return self.meet(psock, &result),
         };
+        if is_much_too_large(&buffer, n) {
+            buffer = moved(buffer);
+        }
         self.note_read(psock, n, capacity);
         psock.count_read();
         self.rebase();
@@ -172,6 +175,15 @@ impl Rx {
     }
 }
 
+/// The same bytes in memory of just their size.
+#[cold]
+fn moved(buffer: Buffer<Origin>) -> Buffer<Origin> {
+    let mut small = Buffer::with_capacity(buffer.len());
+    small.extend(buffer.filled());
+    keep_spare(buffer);
+    small
+}
+
 /// That of the last one, if it was kept and nobody looks at it any more.
 #[inline]
 fn memory_for_single(kept: Option<Buffer<Origin>>, capacity: usize) -> Buffer<Origin> {
@@ -180,6 +192,6 @@ fn memory_for_single(kept: Option<Buffer<Origin>>, capacity: usize) -> Buffer<Or
             kept.restart();
             kept
         }
-        _ => Buffer::with_capacity(capacity),
+        _ => usual_buffer(capacity),
     }
 }

@@ -125,9 +125,10 @@ impl Socket {
                 self.takes = TAKES_BETWEEN_LOOKS;
             }
             self.look_around();
+            let more = psock.leaves_work(&mut psock.rx());
             // The others have their turn first.
-            if self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
-                psock.release(true);
+            if !more || self.mux.hub.ready() > 0 || self.state.is_receive_disabled() {
+                psock.release(more);
             } else if let Some(message) = self.take(psock, want) {
                 return Ok(message);
             }
@@ -180,7 +181,7 @@ impl Socket {
         self.state.waiting.store(true, Ordering::Relaxed);
         self.mux.hub.make_room(&self.state.parker, deadline, || {
             if let Some(psock) = back {
-                psock.release(true);
+                psock.let_go();
             }
         });
         self.state.waiting.store(false, Ordering::Relaxed);
