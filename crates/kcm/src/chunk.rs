@@ -28,8 +28,6 @@
 //!   `refs` is 1, when no other view exists.
 
 use std::{
-    alloc::{Layout, alloc, dealloc, handle_alloc_error},
-    cell::UnsafeCell,
     io,
     mem::{ManuallyDrop, MaybeUninit},
     ops::{Deref, Range},
@@ -37,78 +35,14 @@ use std::{
     slice,
 };
 
+mod block;
 mod credit;
 
 pub(crate) use credit::Credit;
 
-use crate::sync::{AtomicUsize, Ordering, fence};
+use crate::sync::Ordering;
+use block::Block;
 use credit::WALKED;
-
-/// Head of a block; the bytes follow it.
-#[repr(C)]
-struct Block<T> {
-    refs: AtomicUsize,
-    capacity: usize,
-    /// Whom the bytes came from; dropped with the block, or when the buffer is used anew.
-    owner: UnsafeCell<Option<T>>,
-}
-
-/// Size of the head, and alignment of large blocks. Where a destination lies up to 32 bytes behind
-/// its source, modulo a page, some processors copy at a tenth of their speed; what comes in whole
-/// pages is copied to such a place unless this is aligned (20 ns more for a message of 64 bytes).
-const HEAD_BYTES: usize = 64;
-/// From here on a block is large. For smaller ones aligned memory costs more than it can save.
-const LARGE_BYTES: usize = 32 << 10;
-
-impl<T> Block<T> {
-    fn layout(capacity: usize) -> Layout {
-        const { assert!(size_of::<Self>() <= HEAD_BYTES && align_of::<Self>() <= HEAD_BYTES) };
-        let align = if capacity < LARGE_BYTES {
-            align_of::<Self>()
-        } else {
-            HEAD_BYTES
-        };
-        // A capacity that makes this overflow could not have been allocated.
-        let size = HEAD_BYTES.checked_add(capacity);
-        let layout = size.and_then(|size| Layout::from_size_align(size, align).ok());
-        layout.expect("capacity fits in memory")
-    }
-
-    fn bytes(this: NonNull<Self>) -> NonNull<u8> {
-        // SAFETY: the bytes follow the head in the same allocation (`layout`).
-        unsafe { this.cast().add(HEAD_BYTES) }
-    }
-
-    /// Gives up `n` references.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns them and does not use the block afterwards.
-    unsafe fn release(this: NonNull<Self>, n: usize) {
-        // SAFETY: the caller's references keep the block alive up to this operation.
-        // SYNC: pairs with the fence below in the thread that frees, and with the acquire load in
-        // `Buffer::is_unique`: what this thread did with the bytes happens before.
-        let before = unsafe { this.as_ref() }
-            .refs
-            .fetch_sub(n, Ordering::Release);
-        debug_assert!(before >= n);
-        if before == n {
-            fence(Ordering::Acquire);
-            // SAFETY: the count is 0: nobody else can reach the block any more.
-            unsafe { Self::free(this) };
-        }
-    }
-
-    #[cold]
-    unsafe fn free(this: NonNull<Self>) {
-        // SAFETY: the caller is the last one (`release`); allocated with this layout.
-        unsafe {
-            let layout = Self::layout(this.as_ref().capacity);
-            this.drop_in_place();
-            dealloc(this.cast().as_ptr(), layout);
-        }
-    }
-}
 
 /// The right to append to a block.
 pub(crate) struct Buffer<T> {
@@ -128,21 +62,7 @@ unsafe impl<T: Send + Sync> Sync for Buffer<T> {}
 impl<T> Buffer<T> {
     /// A new block with room for `capacity` bytes (at least one).
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        let capacity = capacity.max(1);
-        let layout = Block::<T>::layout(capacity);
-        // SAFETY: the layout is not empty: it holds at least the head.
-        let block: *mut Block<T> = unsafe { alloc(layout) }.cast();
-        let Some(block) = NonNull::new(block) else {
-            handle_alloc_error(layout)
-        };
-        // SAFETY: fresh memory of the right layout.
-        unsafe {
-            block.write(Block {
-                refs: AtomicUsize::new(1),
-                capacity,
-                owner: UnsafeCell::new(None),
-            });
-        }
+        let block = Block::new(capacity.max(1));
         Self {
             block,
             filled: 0,

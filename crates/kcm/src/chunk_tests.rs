@@ -81,6 +81,35 @@ mod plain {
         let _view = buffer.slice(0..4);
         buffer.keep_from(4);
     }
+
+    #[test]
+    fn memory_of_some_kilobytes_is_used_again_by_its_thread() {
+        let place = |buffer: &Buffer<()>| buffer.block.addr();
+        let first = Buffer::<()>::with_capacity(5_000);
+        let (at, other) = (place(&first), Buffer::<()>::with_capacity(5_000));
+        drop(first);
+        let second = Buffer::with_capacity(2_500);
+        assert_eq!(
+            (place(&second), second.capacity(), second.len()),
+            (at, 5_000, 0)
+        );
+        // What would be pinned is at most twice what was asked for.
+        drop(second);
+        assert_eq!(Buffer::<()>::with_capacity(2_499).capacity(), 2_499);
+        // It is for whoever frees it.
+        let view = {
+            let mut buffer = other;
+            buffer.extend(b"abc");
+            buffer.slice(0..3)
+        };
+        let at = view.block.addr();
+        std::thread::spawn(move || {
+            drop(view);
+            assert_eq!(place(&Buffer::with_capacity(4_000)), at);
+        })
+        .join()
+        .unwrap();
+    }
 }
 
 #[cfg(loom)]

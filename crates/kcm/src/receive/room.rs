@@ -16,16 +16,9 @@ use crate::{
 /// Room beyond what a read usually brings: one that fills its room has to be followed by another.
 pub(super) const SPARE_BYTES: usize = 64;
 
-/// Up to here the allocator keeps memory for each thread itself, and gives it within some instructions;
-/// beyond, it looks through all of its lists (a tenth of what a burst of 64 messages costs beside its
-/// messages).
-const ALLOCATED_QUICKLY_BYTES: usize = 1 << 10;
-
 thread_local! {
     /// One chunk that this thread reads into next.
     static SPARE: RefCell<Option<Buffer<Origin>>> = const { RefCell::new(None) };
-    /// And one piece of memory for usual reads, where these bring more than some messages.
-    static SPARE_USUAL: RefCell<Option<Buffer<Origin>>> = const { RefCell::new(None) };
 }
 
 impl Rx {
@@ -95,7 +88,7 @@ impl Rx {
             new
         } else {
             match self.usual_capacity(psock, whole) {
-                Some(capacity) => usual_buffer(capacity),
+                Some(capacity) => Buffer::with_capacity(capacity),
                 None => take_spare(),
             }
         };
@@ -234,35 +227,19 @@ pub(super) fn take_spare() -> Buffer<Origin> {
         .unwrap_or_else(|| Buffer::with_capacity(CHUNK_BYTES))
 }
 
-/// Whether so many bytes, if somebody keeps them, would pin too much with this. (Where there is little in
-/// all, a copy would not be worth it.)
+/// Whether so many bytes, if somebody keeps them, would pin too much with this.
 pub(super) fn is_much_too_large(buffer: &Buffer<Origin>, len: usize) -> bool {
+    /// Less in all is not worth a copy.
+    const LITTLE_BYTES: usize = 1 << 10;
     let capacity = buffer.capacity();
-    capacity > ALLOCATED_QUICKLY_BYTES && capacity >= MOST_PINNED * len
+    capacity > LITTLE_BYTES && capacity >= MOST_PINNED * len
 }
 
-/// Memory for a read that usually brings about so much; not more than twice of it, for it may be pinned
-/// by what comes.
-pub(super) fn usual_buffer(capacity: usize) -> Buffer<Origin> {
-    if capacity <= ALLOCATED_QUICKLY_BYTES {
-        return Buffer::with_capacity(capacity);
-    }
-    let fits = |spare: &mut Buffer<Origin>| (capacity..=2 * capacity).contains(&spare.capacity());
-    SPARE_USUAL
-        .with_borrow_mut(|spare| spare.take_if(fits))
-        .unwrap_or_else(|| Buffer::with_capacity(capacity))
-}
-
-/// Keeps memory for the thread's next read, unless somebody still looks at its messages.
+/// Keeps a chunk for the thread's next read, unless somebody still looks at its messages.
 pub(super) fn keep_spare(mut buffer: Buffer<Origin>) {
-    let spare = match buffer.capacity() {
-        CHUNK_BYTES => &SPARE,
-        capacity if capacity > ALLOCATED_QUICKLY_BYTES && capacity <= SETTLE_BYTES => &SPARE_USUAL,
-        _ => return,
-    };
-    if buffer.is_unique() {
+    if buffer.capacity() == CHUNK_BYTES && buffer.is_unique() {
         buffer.clear();
         // What a thread that is ending cannot keep is freed.
-        let _ = spare.try_with(|spare| spare.borrow_mut().replace(buffer));
+        let _ = SPARE.try_with(|spare| spare.borrow_mut().replace(buffer));
     }
 }

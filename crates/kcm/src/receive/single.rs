@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     Rx, SETTLE_BYTES,
-    room::{SPARE_BYTES, is_much_too_large, keep_spare, usual_buffer},
+    room::{SPARE_BYTES, is_much_too_large, keep_spare},
 };
 use crate::{
     chunk::Buffer, message::Message, mux::Mux, origin::Origin, psock::Psock, socket::SocketState,
@@ -192,6 +192,6 @@ fn memory_for_single(kept: Option<Buffer<Origin>>, capacity: usize) -> Buffer<Or
             kept.restart();
             kept
         }
-        _ => usual_buffer(capacity),
+        _ => Buffer::with_capacity(capacity),
     }
 }
