@@ -83,7 +83,7 @@ mod plain {
     }
 
     #[test]
-    fn memory_of_some_kilobytes_is_used_again_by_its_thread() {
+    fn memory_is_used_again_by_the_thread_that_frees_it() {
         let place = |buffer: &Buffer<()>| buffer.block.addr();
         let first = Buffer::<()>::with_capacity(5_000);
         let (at, other) = (place(&first), Buffer::<()>::with_capacity(5_000));
