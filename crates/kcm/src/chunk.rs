@@ -271,7 +271,7 @@ impl<T> Slice<T> {
     }
 
     /// What it keeps alive.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn pinned_bytes(&self) -> usize {
         // SAFETY: alive through this Slice.
         unsafe { self.block.as_ref() }.capacity

@@ -137,4 +137,43 @@ mod loom_tests {
             assert!(buffer.is_unique());
         });
     }
+
+    /// Writes when it is dropped; a loom cell inside finds a read that may come later.
+    struct Owner(loom::cell::UnsafeCell<u32>);
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            self.0.with_mut(|n| {
+                // SAFETY: nobody else has a view any more.
+                unsafe { *n += 1 }
+            });
+        }
+    }
+
+    // SAFETY: read by several threads, written by the last one alone: what the model is about.
+    unsafe impl Sync for Owner {}
+
+    /// Three threads look at the owner and give up what they have; the last one frees it.
+    #[test]
+    fn loom_the_last_view_frees_the_block() {
+        loom::model(|| {
+            let mut buffer = Buffer::with_capacity(8);
+            buffer.set_owner(Some(Owner(loom::cell::UnsafeCell::new(7))));
+            buffer.extend(b"abcd");
+            let views = [buffer.slice(0..2), buffer.slice(2..4)];
+            let look = |owner: Option<&Owner>| {
+                let read = |n: *const u32| {
+                    // SAFETY: written only by who frees it.
+                    unsafe { *n }
+                };
+                assert_eq!(owner.expect("its owner").0.with(read), 7);
+            };
+            let threads = views.map(|view| thread::spawn(move || look(view.owner())));
+            look(buffer.owner());
+            drop(buffer);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        });
+    }
 }

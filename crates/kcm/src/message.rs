@@ -119,7 +119,7 @@ impl Message {
         origin.expect("a connection's buffers have an owner")
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn pinned_bytes(&self) -> usize {
         self.slice.pinned_bytes()
     }
