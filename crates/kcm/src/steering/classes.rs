@@ -70,6 +70,24 @@ impl<T> ByClass<T> {
         self.pop_by_class()
     }
 
+    /// The first of which this holds.
+    pub(crate) fn take_out(&mut self, is: impl Fn(&T) -> bool) -> Option<T> {
+        if let Some(place) = self.plain.iter().position(&is) {
+            return self.plain.remove(place);
+        }
+        let mut rows = self.higher.iter_mut();
+        let (class, row, place) = rows.find_map(|(class, row)| {
+            let place = row.iter().position(&is)?;
+            Some((*class, row, place))
+        })?;
+        let item = row.remove(place);
+        self.higher_len -= 1;
+        if row.is_empty() {
+            self.higher.remove(&class);
+        }
+        item
+    }
+
     /// All that is left, highest class first.
     pub(crate) fn drain(&mut self) -> VecDeque<T> {
         let mut all = VecDeque::with_capacity(self.len());
