@@ -218,6 +218,8 @@ impl Mux {
                         psock.edge.store(true, Ordering::Relaxed);
                         break None;
                     }
+                    // As for a receiver: nothing is there, and nothing can be sent.
+                    Fill::Nothing if psock.tx.is_over() => break Some(EndReason::Closed),
                     Fill::Nothing => break None,
                 },
             }

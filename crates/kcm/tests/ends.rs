@@ -417,7 +417,6 @@ fn polled_sockets_are_told_of_every_message() {
                 }
                 assert_eq!(got, Some((1, number as u64)));
             }
-            // And of the end, which is no message: at most once, early.
             let [first, _second] = peers;
             drop(first);
             let event = waiter.events.recv_timeout(SOON).expect("an event");
@@ -471,7 +470,6 @@ fn who_receives_is_not_woken() {
 #[test]
 fn nothing_is_left_of_connections_that_nobody_received_from() {
     alone(60, || {
-        let before = open_descriptors();
         let mux = mux();
         let waiter = Waiter::new(&mux);
         let (_, _stays) = attached(&mux);
@@ -487,8 +485,19 @@ fn nothing_is_left_of_connections_that_nobody_received_from() {
             wait_until("they are closed", || open_descriptors() <= idle);
             assert_eq!(mux.stats().memory_bytes, 0);
         }
-        drop(waiter);
-        drop((mux, _stays));
-        wait_until("all is closed", || open_descriptors() <= before + 2);
+        // Nor of those whose end a send found.
+        let socket = mux.socket().expect("a socket");
+        let idle = open_descriptors();
+        for _ in 0..50 {
+            let (id, peer) = attached(&mux);
+            reset(peer);
+            wait_until("it is found", || {
+                socket.send_to(id, &numbered(1, 1, 40)).is_err()
+            });
+            let event = waiter.events.recv_timeout(SOON).expect("an event");
+            assert_eq!((event.connection, event.reason), (id, EndReason::Reset));
+        }
+        wait_until("they are closed", || open_descriptors() <= idle);
+        assert_eq!(mux.connections().len(), 1);
     });
 }
