@@ -268,6 +268,19 @@ impl<T> Hub<T> {
         item
     }
 
+    /// The first item of which this holds, ahead of all others, for a caller that does not wait.
+    pub(crate) fn take_out(&self, is: impl Fn(&T) -> bool) -> Option<T> {
+        let mut state = lock(&self.state);
+        let item = state.ready.take_out(is);
+        self.note_ready(&state);
+        item
+    }
+
+    /// Whether somebody has the watch; a moment old.
+    pub(crate) fn is_watched(&self) -> bool {
+        lock(&self.state).watcher
+    }
+
     /// Waits for an item, or for the turn to watch, at most until `deadline` (`None`: for ever).
     pub(crate) fn turn(&self, parker: &Arc<Parker>, deadline: Option<Instant>) -> Turn<T> {
         let mut state = lock(&self.state);

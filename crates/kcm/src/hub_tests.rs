@@ -21,6 +21,20 @@ fn one_watches_and_the_others_park() {
 }
 
 #[test]
+fn an_item_is_taken_out_from_among_others() {
+    let hub: Hub<u32> = Hub::new();
+    assert!(!hub.is_watched());
+    assert_eq!(hub.try_turn(), Turn::Watch);
+    assert!(hub.is_watched());
+    hub.leave_watch([1, 2, 3], false);
+    assert!(!hub.is_watched());
+    assert_eq!(hub.take_out(|item| *item == 2), Some(2));
+    assert_eq!(hub.take_out(|item| *item == 2), None);
+    assert_eq!((hub.ready(), hub.pop(|_| ())), (2, Some(1)));
+    assert_eq!(hub.pop(|_| ()), Some(3));
+}
+
+#[test]
 fn a_push_wakes_a_parked_thread_or_kicks_the_watcher() {
     let hub: Arc<Hub<u32>> = Arc::new(Hub::new());
     assert_eq!(hub.turn(&Parker::new(), soon()), Turn::Watch);

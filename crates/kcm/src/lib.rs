@@ -46,6 +46,7 @@ mod claim;
 mod connection;
 mod crowd;
 mod delivery;
+mod ends;
 mod error;
 mod event;
 mod gather;

@@ -137,8 +137,13 @@ impl Multiplexor {
             .collect()
     }
 
-    /// Waits for the end of a connection. Each end is told once, in their order. Ends are found
-    /// by the threads that receive or send, and by the background thread.
+    /// Waits for the end of a connection. Each end is told once, in their order. It is found by the
+    /// thread that has received everything before it, or whose send fails; and, where no thread
+    /// receives or all are busy, within about 100 ms by the one that waits here.
+    ///
+    /// That one receives nothing: whole messages that wait to be received have their end behind them,
+    /// a reset as well as a close, and it is told once they are taken. So it is for a connection with
+    /// [`crate::Connection::set_receive_disabled`], once that is enabled again.
     ///
     /// # Errors
     ///
@@ -147,7 +152,8 @@ impl Multiplexor {
         self.mux.next_event()
     }
 
-    /// The end of a connection that has not been told yet, if any.
+    /// The end of a connection that has not been told yet, if any. Looks for ends that no receiver
+    /// finds as [`Multiplexor::next_event`] does, at most every 100 ms.
     pub fn try_next_event(&self) -> Option<ConnectionEvent> {
         self.mux.try_next_event()
     }

@@ -1,9 +1,8 @@
 //! The inside of a multiplexor: its connections, its sockets, and what joins them.
 
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard,
+        Arc, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,8 +15,9 @@ use crate::{
     background,
     builder::{Builder, MuxLimits},
     connection::ConnectionId,
+    ends::Ends,
     error::{Error, Result},
-    event::{ConnectionEvent, EndReason},
+    event::EndReason,
     gather,
     hub::{Hub, Kick},
     memory::Memory,
@@ -32,10 +32,6 @@ use crate::{
     unaddressed::Unaddressed,
     watch::Watch,
 };
-
-/// Ends of connections kept for [`crate::Multiplexor::next_event`], 65,536 (3 MiB): as many as
-/// there may be connections. A program that never asks loses the oldest.
-const MOST_EVENTS: usize = 65_536;
 
 /// How long a connection whose peer has closed its direction waits for an answer while nobody has a
 /// message of it. Long enough for a program that remembers the id and answers later; short, because
@@ -69,11 +65,8 @@ pub(crate) struct Mux {
     pub(crate) leases: AtomicUsize,
     /// Takes until the next lease may be given, after one was revoked.
     pub(crate) lease_holdoff: AtomicU32,
-    events: Mutex<VecDeque<ConnectionEvent>>,
-    has_event: Condvar,
+    pub(crate) ends: Ends,
     closed: AtomicBool,
-    /// It is closed, and the ends of all connections are told.
-    all_told: AtomicBool,
     pub(crate) counters: MuxCounters,
     pub(crate) unaddressed: Unaddressed,
     /// Handles (multiplexors and sockets) that keep it open.
@@ -110,10 +103,8 @@ impl Mux {
             socket_count: AtomicUsize::new(0),
             leases: AtomicUsize::new(0),
             lease_holdoff: AtomicU32::new(0),
-            events: Mutex::default(),
-            has_event: Condvar::new(),
+            ends: Ends::new(),
             closed: AtomicBool::new(false),
-            all_told: AtomicBool::new(false),
             counters: MuxCounters::default(),
             unaddressed: Unaddressed::default(),
             handles: AtomicUsize::new(0),
@@ -195,6 +186,7 @@ impl Mux {
         let mut psocks = self.psocks.write().unwrap_or_else(|e| e.into_inner());
         let psock = psocks.remove(id)?;
         self.watch.unregister(&psock);
+        self.ends.forget(id);
         self.psock_count.store(psocks.len(), Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::Relaxed);
         drop(psocks);
@@ -302,45 +294,6 @@ impl Mux {
     }
 
     // The end of connections.
-
-    /// The end of a connection, told once.
-    pub(crate) fn tell(&self, psock: &Arc<Psock>, reason: EndReason) {
-        self.counters.count_end(reason);
-        let mut events = self.events();
-        if events.len() == MOST_EVENTS {
-            events.pop_front();
-        }
-        events.push_back(ConnectionEvent {
-            connection: psock.id,
-            reason,
-        });
-        drop(events);
-        self.has_event.notify_one();
-    }
-
-    pub(crate) fn try_next_event(&self) -> Option<ConnectionEvent> {
-        self.events().pop_front()
-    }
-
-    pub(crate) fn next_event(&self) -> Result<ConnectionEvent> {
-        let mut events = self.events();
-        loop {
-            if let Some(event) = events.pop_front() {
-                return Ok(event);
-            }
-            if self.all_told.load(Ordering::Acquire) {
-                return Err(Error::Closed);
-            }
-            events = self
-                .has_event
-                .wait(events)
-                .unwrap_or_else(|e| e.into_inner());
-        }
-    }
-
-    fn events(&self) -> MutexGuard<'_, VecDeque<ConnectionEvent>> {
-        self.events.lock().unwrap_or_else(|e| e.into_inner())
-    }
 
     /// The receiving side of a connection is at its end: nothing more will come.
     pub(crate) fn receiving_ended(&self, psock: &Arc<Psock>, reason: EndReason) {
@@ -470,10 +423,8 @@ impl Mux {
         for psock in self.all_psocks() {
             self.close_psock(&psock);
         }
-        self.all_told.store(true, Ordering::Release);
         self.readiness.close(self);
         self.unaddressed.has_changed();
-        drop(self.events());
-        self.has_event.notify_all();
+        self.ends.close();
     }
 }

@@ -23,9 +23,9 @@ use std::{
     },
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFlags, epoll, eventfd};
 
-use crate::{background, error::Result, mux::Mux, ring::Ring, socket::SocketState};
+use crate::{background, error::Result, mux::Mux, ring::Ring, socket::SocketState, sys};
 
 /// What a multiplexor knows of those who poll.
 pub(crate) struct Readiness {
@@ -345,7 +345,7 @@ impl Mux {
     /// whether to look again.
     pub(crate) fn look_at_ring(&self) -> bool {
         let epoll = self.watch.epoll();
-        let waits = || self.hub.ready() > 0 || is_readable(epoll);
+        let waits = || self.hub.ready() > 0 || sys::polls(epoll.as_fd(), PollFlags::IN);
         self.readiness.ring.look(epoll, waits)
     }
 
@@ -353,11 +353,6 @@ impl Mux {
     fn has_for(&self, socket: &SocketState) -> bool {
         self.hub.ready() > 0 || self.steering.has_for(socket)
     }
-}
-
-fn is_readable(epoll: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(epoll, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(n) if n > 0)
 }
 
 /// Whether the socket is to look at its bell: for the receive path.

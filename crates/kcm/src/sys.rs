@@ -15,6 +15,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, OFlags},
     io::Errno,
     net::{AddressFamily, SocketType, sockopt},
@@ -129,6 +130,12 @@ fn had_peer(fd: BorrowedFd<'_>) -> bool {
         rustix::net::recv(fd, &mut byte, flags),
         Err(Errno::NOTCONN | Errno::CONNREFUSED)
     )
+}
+
+/// Whether the descriptor polls as one of these at this moment; hung up and broken ones do.
+pub(crate) fn polls(fd: BorrowedFd<'_>, flags: PollFlags) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(n) if n > 0)
 }
 
 /// Bytes that the system has received and nobody has read; 0 where it does not say.

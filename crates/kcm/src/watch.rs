@@ -48,7 +48,7 @@ use crate::{
 /// is 0.93 of raw TCP's.
 const HARVEST: usize = 64;
 /// And with several sockets: what is harvested by one has to be handed to the others.
-const HARVEST_SHARED: usize = 16;
+pub(crate) const HARVEST_SHARED: usize = 16;
 /// Between two attempts to interrupt a blocked receive.
 const NUDGE_AGAIN: Duration = Duration::from_micros(20);
 /// The watch may stand empty for this long, typically, before a successor is woken each time. A
@@ -473,11 +473,14 @@ impl Mux {
             let Some(psock) = psocks.get(ConnectionId(event.data.u64())) else {
                 continue;
             };
-            let last = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;
+            let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
             // (A copy: the event is packed.)
             let flags = event.flags;
-            if flags.intersects(last) {
+            if flags.intersects(hung_up | EventFlags::PRI) {
                 psock.drain.store(true, Ordering::Relaxed);
+                if flags.intersects(hung_up) {
+                    self.ends.note_hung_up(psock.id);
+                }
             }
             psock.edge.store(true, Ordering::Release);
             if psock.claim.notify() {

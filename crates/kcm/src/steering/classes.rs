@@ -70,6 +70,24 @@ impl<T> ByClass<T> {
         self.pop_by_class()
     }
 
+    /// The first of which this holds.
+    pub(crate) fn take_out(&mut self, is: impl Fn(&T) -> bool) -> Option<T> {
+        if let Some(place) = self.plain.iter().position(&is) {
+            return self.plain.remove(place);
+        }
+        let mut rows = self.higher.iter_mut();
+        let (class, row, place) = rows.find_map(|(class, row)| {
+            let place = row.iter().position(&is)?;
+            Some((*class, row, place))
+        })?;
+        let item = row.remove(place);
+        self.higher_len -= 1;
+        if row.is_empty() {
+            self.higher.remove(&class);
+        }
+        item
+    }
+
     /// All that is left, highest class first.
     pub(crate) fn drain(&mut self) -> VecDeque<T> {
         let mut all = VecDeque::with_capacity(self.len());
@@ -161,13 +179,13 @@ mod tests {
         /// Against a list: each class is a queue; the highest goes first but for one item of
         /// another in 17; a class that waits waits for a bounded number of turns.
         #[test]
-        fn as_a_list(ops in prop::collection::vec((0..6u8, any::<bool>(), any::<bool>()), 1..400)) {
+        fn as_a_list(ops in prop::collection::vec((0..6u8, 0..5u8, any::<bool>()), 1..400)) {
             let mut queue = ByClass::default();
             let mut list: Vec<(u8, usize)> = Vec::new();
             let mut in_a_row = 0;
             let mut waited = [0; 6];
-            for (n, (class, push, front)) in ops.into_iter().enumerate() {
-                if push {
+            for (n, (class, op, front)) in ops.into_iter().enumerate() {
+                if op < 2 {
                     if front {
                         queue.push_front((class, n), class);
                         list.insert(0, (class, n));
@@ -175,6 +193,10 @@ mod tests {
                         queue.push_back((class, n), class);
                         list.push((class, n));
                     }
+                } else if op == 2 {
+                    let first = list.iter().position(|item| item.0 == class);
+                    let item = first.map(|first| list.remove(first));
+                    prop_assert_eq!(queue.take_out(|item| item.0 == class), item);
                 } else if let Some(item) = queue.pop() {
                     let highest = list.iter().map(|item| item.0).max().unwrap();
                     let lower = list.iter().any(|item| item.0 != highest);

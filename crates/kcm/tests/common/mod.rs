@@ -259,7 +259,7 @@ pub(crate) fn drain(socket: &mut Socket) -> Vec<Message> {
     messages
 }
 
-/// The next event, which must come soon. Somebody else must be receiving.
+/// The next event, which must come soon.
 #[track_caller]
 pub(crate) fn event_soon(mux: &Multiplexor) -> ConnectionEvent {
     let mut event = None;
