@@ -333,7 +333,7 @@ fn the_parser_sees_each_message_from_its_first_byte() {
         for len in lengths {
             assert_eq!(soon(&mut socket).len(), usize::from(len));
         }
-        writer.join().expect("written");
+        let _peer = writer.join().expect("written");
         assert!(calls.load(Ordering::Relaxed) >= 500);
         assert_eq!(mux.try_next_event(), None);
     });
