@@ -15,7 +15,7 @@
 //! alone though others wait (`walk.rs`).
 //!
 //! This is for threads that were *quick* with their last burst: who is long busy may sleep himself.
-//! Should a quick one be long busy this time, one of the sleeping threads (the deputy, `hub.rs`)
+//! Should a quick one be long busy this time, one of the sleeping threads (the deputy, `hub/sleep.rs`)
 //! takes what it has left within two milliseconds, and wakes are as before.
 //!
 //! Tried before: `sched_yield` instead of sleeping, which halves the deviation and no more, since

@@ -1,6 +1,7 @@
 use loom::thread;
 
 use super::*;
+use crate::sync::Condvar;
 
 /// Stands for the system: bytes arrive, and the watcher that waits in it returns.
 struct System {
