@@ -20,7 +20,7 @@ use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use kcm_frame::{Endian, QuickForm};
+use kcm_frame::{Bits, Endian, QuickForm};
 
 use crate::alu::low;
 use crate::program::Outcome;
@@ -213,12 +213,21 @@ impl Way {
         } else {
             Endian::Little
         };
-        // (So that no sum goes round.)
-        if !more.is_empty() || word.mask() > LOW || *bias > LONGEST {
-            return None;
-        }
-        let form = QuickForm::new(self.offset, endian, word.bits(), *bias);
+        // What the form says is below 2³¹ and the same sum, modulo 2³²: so it is the program's result, of
+        // which these bits count. That it says something, too, the upper bits of the field are left out,
+        // and a constant below zero is one in 64 bits.
+        let bits = Bits {
+            mask: word.mask() & LOW,
+            ..word.bits()
+        };
+        let bias = i64::from(low(*bias).cast_signed()).cast_unsigned();
+        let form = QuickForm::new(self.offset, endian, bits, bias);
         let form = form.up_to(LONGEST).needing(self.need);
+        let form = match more[..] {
+            [] => form,
+            [(word, round)] => form.plus(word.bits(), round.formula())?,
+            _ => return None,
+        };
         (self.tests.iter()).try_fold(form, |form, test| form.unless(test.as_exception()))
     }
 
