@@ -86,6 +86,13 @@ impl Exception {
         span: 0,
     };
 
+    /// Both as one, if the other one begins where this one ends.
+    fn then(self, next: Self) -> Option<Self> {
+        let is_next = self.low.wrapping_add(self.span).wrapping_add(1) == next.low;
+        let span = self.span.checked_add(next.span)?.checked_add(1)?;
+        (is_next && self.bits == next.bits).then_some(Self { span, ..self })
+    }
+
     /// All but those with bits from `low` on, at most `span` above it; `span` is not all there is.
     pub(crate) const fn all_but(bits: Bits, low: u64, span: u64) -> Self {
         Self {
@@ -152,12 +159,19 @@ impl QuickForm {
         }
     }
 
-    /// The same with one exception more; `None` if there are as many as there can be.
+    /// The same with one exception more; `None` if there are as many as there can be. (What goes on where
+    /// another one of the same bits ends is one with it.)
     #[must_use]
     pub fn unless(mut self, exception: Exception) -> Option<Self> {
-        let mut exceptions = self.exceptions.iter_mut();
-        *exceptions.find(|other| **other == Exception::NEVER)? = exception;
-        Some(self)
+        for other in &mut self.exceptions {
+            let joined = other.then(exception).or_else(|| exception.then(*other));
+            let free = (*other == Exception::NEVER).then_some(exception);
+            if let Some(new) = joined.or(free) {
+                *other = new;
+                return Some(self);
+            }
+        }
+        None
     }
 
     /// The same, longer by what `round` makes of these bits of the same 8 bytes (in 64 bits, going round);
@@ -259,6 +273,15 @@ mod tests {
         let one = form.unless(from(250, 5)).expect("one");
         let two = one.unless(from(u64::MAX, 3)).expect("two");
         assert_eq!(two.unless(from(7, 0)), None);
+        // One that begins where another one ends, or the other way round.
+        let more = two
+            .unless(from(3, 1))
+            .and_then(|form| form.unless(from(249, 0)));
+        for byte in 0..=255u8 {
+            let usual = (5..249).contains(&byte);
+            let length = more.expect("still two").length([byte; 8]);
+            assert_eq!(length, usual.then(|| byte.into()));
+        }
         for byte in 0..=255u8 {
             let usual = (3..250).contains(&byte);
             assert_eq!(

@@ -100,6 +100,10 @@ const LONGEST: u64 = i32::MAX as u64;
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
+        let both = Self::both(begin, step, before);
+        if let Some(both) = both.filter(|both| both.tests.is_empty()) {
+            return both;
+        }
         let way = match &step.then {
             Run::Decide(decision) => Self::decision(begin, decision, before),
             Run::Length(sum) => Self::length(begin, sum),
@@ -160,6 +164,48 @@ impl Way {
                 Some(Self::to(begin, Last::Decide(decision, is_inside_usual)))
             }
         }
+    }
+
+    /// Both ways of a decision about one bit, where they are the same but for a constant: WebSocket's
+    /// length with a mask and without. Where one of its tests holds, it goes on at the step where it
+    /// begins, whose own way must be another one then.
+    pub(super) fn both(begin: usize, step: &Step, before: &[Self]) -> Option<Self> {
+        let Run::Decide(decision) = &step.then else {
+            return None;
+        };
+        let (flag, bias) = decision.sum.as_word()?;
+        let side = |flag: u64| {
+            let is_inside = decision.is_inside(flag.wrapping_add(bias));
+            let at = if is_inside {
+                decision.inside
+            } else {
+                decision.outside
+            };
+            before.get(at)
+        };
+        let (clear, set) = (side(0)?, side(flag.mask())?);
+        let bytes = join(&flag.bytes(), &join(&clear.bytes, &set.bytes));
+        let is_big = clear.is_big;
+        let flag = flag.as_one_bit()?.in_order(is_big)?.moved_to(bytes.start);
+        let mut way = clear.clone().about(&bytes, is_big)?;
+        let set = set.clone().about(&bytes, is_big)?;
+        let (Last::Length(length), Last::Length(other)) = (&mut way.last, &set.last) else {
+            return None;
+        };
+        let asked = |tests: &[Test]| -> Vec<_> { tests.iter().map(Test::as_exception).collect() };
+        if asked(&way.tests) != asked(&set.tests)
+            || (length.word, &length.more) != (other.word, &other.more)
+        {
+            return None;
+        }
+        let difference = other.bias.wrapping_sub(length.bias);
+        length.more.push((flag, Round::new(difference, 0)));
+        for test in &mut way.tests {
+            test.to = begin;
+        }
+        way.begin = begin;
+        way.need = step.need.max(way.need).max(set.need);
+        Some(way)
     }
 
     /// The way that is a test and then this one.
