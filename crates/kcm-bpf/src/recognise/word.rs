@@ -89,14 +89,14 @@ impl Word {
         }
     }
 
-    /// If it is a single bit: the same as 0 or 1.
-    pub(super) const fn as_one_bit(&self) -> Option<Self> {
+    /// If it is a single bit: the same at this place.
+    pub(super) const fn as_bit(&self, place: u32) -> Option<Self> {
         if !self.mask.is_power_of_two() {
             return None;
         }
         Some(Self {
-            turn: (self.turn + 64 - self.mask.trailing_zeros()) % 64,
-            mask: 1,
+            turn: (self.turn + 64 - self.mask.trailing_zeros() + place) % 64,
+            mask: 1 << place,
             ..*self
         })
     }
@@ -232,8 +232,8 @@ mod tests {
                 prop_assert_eq!(lies & word.as_it_lies(word.mask()), word.as_it_lies(value));
             }
             let bit = Word { mask: word.mask() & word.mask().wrapping_neg(), ..word };
-            if let (Some(value), Some(one)) = (bit.of(&bytes), bit.as_one_bit()) {
-                prop_assert_eq!(one.of(&bytes), Some(u64::from(value != 0)));
+            if let (Some(value), Some(moved)) = (bit.of(&bytes), bit.as_bit(left)) {
+                prop_assert_eq!(moved.of(&bytes), Some(u64::from(value != 0) << left));
             }
             if let (Some(value), Some(other)) = (word.of(&bytes), word.in_order(!is_big)) {
                 prop_assert_eq!((other.is_big(), other.of(&bytes)), (!is_big, Some(value)));

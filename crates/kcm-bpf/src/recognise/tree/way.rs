@@ -186,7 +186,7 @@ impl Way {
         let (clear, set) = (side(0)?, side(flag.mask())?);
         let bytes = join(&flag.bytes(), &join(&clear.bytes, &set.bytes));
         let is_big = clear.is_big;
-        let flag = flag.as_one_bit()?.in_order(is_big)?.moved_to(bytes.start);
+        let flag = flag.in_order(is_big)?.moved_to(bytes.start);
         let mut way = clear.clone().about(&bytes, is_big)?;
         let set = set.clone().about(&bytes, is_big)?;
         let (Last::Length(length), Last::Length(other)) = (&mut way.last, &set.last) else {
@@ -198,8 +198,14 @@ impl Way {
         {
             return None;
         }
-        let difference = other.bias.wrapping_sub(length.bias);
-        length.more.push((flag, Round::new(difference, 0)));
+        // At the place of what it is worth, or a factor.
+        let worth = with_sign(other.bias.wrapping_sub(length.bias));
+        let more = if worth.is_power_of_two() {
+            (flag.as_bit(worth.trailing_zeros())?, Round::NOTHING)
+        } else {
+            (flag.as_bit(0)?, Round::new(worth, 0))
+        };
+        length.more.push(more);
         for test in &mut way.tests {
             test.to = begin;
         }
@@ -266,7 +272,7 @@ impl Way {
             mask: word.mask() & LOW,
             ..word.bits()
         };
-        let bias = i64::from(low(*bias).cast_signed()).cast_unsigned();
+        let bias = with_sign(*bias);
         let form = QuickForm::new(self.offset, endian, bits, bias);
         let form = form.up_to(LONGEST).needing(self.need);
         let form = match more[..] {
@@ -333,6 +339,11 @@ impl Way {
 
 fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     a.start.min(b.start)..a.end.max(b.end)
+}
+
+/// The same number of 32 bits, of those below zero in 64.
+fn with_sign(number: u64) -> u64 {
+    i64::from(low(number).cast_signed()).cast_unsigned()
 }
 
 /// What a result says, if it is a length. (For no length, the general form knows what to say.)
