@@ -243,8 +243,9 @@ impl QuickForm {
             return None;
         }
         let mut length = self.length.of(number).wrapping_add(self.bias);
-        // (A branch that always goes the same way, so that who has no term does not wait for one.)
+        // (A branch that always goes the same way; out of the way of those that have no term.)
         if let Some((bits, round)) = self.term {
+            cold_path();
             length = length.wrapping_add(round.of(bits.of(number)));
         }
         // (0 is no length: less 1, it is above all.)
