@@ -2,8 +2,8 @@
 //!
 //! A product and a constant, some bits of that, moved down: rounding up to whole words, a unit, parts of a
 //! byte, a complement are all one [`Round`], and several of them often still are. So no operation has to
-//! be told from another when it runs. Division has this form too: it is a product with the divisor's
-//! inverse, of which the upper part counts.
+//! be told from another when it runs, but whether there is a product or a shift at all. Division has this
+//! form too: it is a product with the divisor's inverse, of which the upper part counts.
 
 /// One of them, which more can be done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

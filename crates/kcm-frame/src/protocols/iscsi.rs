@@ -27,7 +27,7 @@ fn quick_form() -> QuickForm {
         mask: 0xff * WORD_BYTES,
     };
     let data = Bits {
-        turn: 64 % 64,
+        turn: 0,
         mask: 0xff_ffff,
     };
     let padded = Round {

@@ -14,6 +14,9 @@
 //!
 //! Which side of a decision is the usual one is a guess, by what can be seen: an error is not, nor is
 //! what only the instructions know; else it is the side that more values of the field lead to.
+//!
+//! Where both sides of a decision about one bit are the same but for a constant, neither is a guess: they
+//! are one way, and the bit counts for so much ([`Way::both`]).
 
 use std::hint::cold_path;
 use std::iter;
