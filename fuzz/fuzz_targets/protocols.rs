@@ -2,11 +2,12 @@
 //!
 //! The input's first bytes choose the protocol, a limit and sizes of arrivals;
 //! the rest is the stream. It is cut twice, in those arrivals and in one piece:
-//! both must give the same messages and end in the same way.
+//! both must give the same messages and end in the same way. What is a function says what its quick form
+//! says.
 
 #![no_main]
 
-use kcm_frame::{Assembler, Fault, Framing, Limits, Step, protocols};
+use kcm_frame::{Assembler, Fault, Framing, Limits, Stateless, Step, Verdict, protocols};
 use libfuzzer_sys::fuzz_target;
 
 /// All messages' lengths, and the fault at the end if there is one.
@@ -22,6 +23,12 @@ fn run(
         let bytes = &stream[start..end];
         let step = assembler.step(bytes);
         assert_eq!(assembler.step(bytes), step, "asked twice");
+        if let Some(Stateless::Closure(function)) = assembler.stateless()
+            && let Some(form) = function.quick_form()
+            && let Some(len) = form.length_of(bytes)
+        {
+            assert_eq!(function.parse(bytes), Verdict::message(len));
+        }
         match step {
             Step::Message(frame) => {
                 let len = usize::try_from(frame.len).expect("a message that is there");

@@ -442,10 +442,11 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
         0..NUMBERS.len(),
         any::<bool>(),
     );
-    let part = (field, 0..14u8, 0..40i32, any::<bool>());
+    let part = (field, 0..16u8, 0..40i32, any::<bool>());
+    let flag = prop::option::of((0..9i32, 0..8u8, -9..40i32));
     let tests = prop::collection::vec(test, 0..4);
     let parts = prop::collection::vec(part, 0..4);
-    (tests, parts, -60..60i32, 0..4u8).prop_map(|(tests, parts, bias, key)| {
+    (tests, parts, flag, -60..60i32, 0..4u8).prop_map(|(tests, parts, flag, bias, key)| {
         let load = |insns: &mut Vec<Insn>, (size, offset, swap): (usize, i32, u8)| {
             insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
             if swap == 0 {
@@ -457,6 +458,14 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
             insn(ALU64 | MOV, 7, 0, 0, bias),
             insn(LDX | MEM | W, 8, 6, 0, 0),
         ];
+        // A mask that is there or not, before all comparisons.
+        if let Some((offset, bit, more)) = flag {
+            insns.extend([
+                insn(LD | ABS | B, 0, 0, 0, offset),
+                insn(JMP | JSET, 0, 0, 1, 1 << bit),
+                insn(ALU64 | ADD, 7, 0, 0, more),
+            ]);
+        }
         for ((field, kind, few), cmp, wide, number, is_error) in tests {
             load(&mut insns, field);
             let class = if wide { JMP } else { JMP32 };
@@ -491,6 +500,7 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
                 10 => vec![k(SUB, n), k(ARSH, 1), k(XOR, -1)],
                 11 => vec![k(MUL, 5), k(DIV, n + 3), k(OR, 1)],
                 12 => vec![k(ADD, n), k(LSH, 4)],
+                13 => vec![k(AND, 0x10), insn(JMP | JEQ, 0, 0, 1, 0), k(MOV, n)],
                 _ => vec![],
             });
             let add = if n % 8 == 7 { SUB } else { ADD };
@@ -545,20 +555,97 @@ proptest! {
 /// If this fails, the properties above prove little.
 #[test]
 fn such_programs_are_often_recognised() {
-    let (branching, headers) = (trees(&branching()), trees(&headers()));
+    let is_tree = |program: &Program| program.account().to_string().contains("from fields");
+    let has_term = |program: &Program| match program.framing() {
+        Framing::Closure(function) => format!("{:?}", function.quick_form()).contains("term: Some"),
+        _ => false,
+    };
+    let (branching, trees) = (of_1000(&branching(), is_tree), of_1000(&headers(), is_tree));
     assert!(branching > 400, "{branching} trees of 1000");
-    assert!(headers > 800, "{headers} trees of 1000");
+    assert!(trees > 800, "{trees} trees of 1000");
+    let terms = of_1000(&headers(), has_term);
+    assert!(terms > 50, "{terms} quick forms with a term of 1000");
+    let straight = of_1000(&straight(), has_term);
+    assert!(straight > 100, "{straight} quick forms with a term of 1000");
 }
 
-/// How many of 1000 programs become trees.
-fn trees(programs: &impl Strategy<Value = Vec<Insn>>) -> usize {
+/// What the quick form of a program says of a message, if there is one.
+fn quick_length(program: &Program, message: &[u8]) -> Option<u64> {
+    match program.framing() {
+        Framing::Closure(function) => function.quick_form()?.length_of(message),
+        _ => None,
+    }
+}
+
+#[test]
+fn usual_messages_have_quick_forms() {
+    let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
+    for (name, message, len) in [
+        ("http2", b"\0\x01\0\0\0\0\0\0", Some(256 + 9)),
+        ("ldap", b"\x30\x05......", Some(2 + 5)),
+        ("rpc", b"\x80\0\0\x04....", Some(4 + 4)),
+        ("iscsi", b"....\x02\0\0\x05", Some(48 + 8 + 8)),
+        (
+            "iscsi",
+            b"....\xff\xff\xff\xff",
+            Some(48 + 1020 + (1 << 24)),
+        ),
+        ("websocket", b"\x81\x05......", Some(2 + 5)),
+        ("websocket", b"\x81\xfd......", Some(2 + 4 + 125)),
+        // What is no usual message.
+        ("http2", b"PRI * HT", None),
+        ("ldap", b"\x31\x05......", None),
+        ("ldap", b"\x30\x81......", None),
+        ("rpc", b"\0\0\0\x04....", None),
+        ("websocket", b"\x81\x7e......", None),
+        ("websocket", b"\x81\xff......", None),
+    ] {
+        let object = fs::read(objects.join(name).with_extension("o")).expect("a file");
+        let program = Program::verify(elf::load(&object, None).expect("good")).expect("safe");
+        let message = [&message[..], &[0; 56]].concat();
+        assert_eq!(quick_length(&program, &message), len, "{name}: {message:?}");
+    }
+}
+
+/// Of a word at 0, with which something is done.
+#[test]
+fn products_and_quotients_have_quick_forms_within_31_bits() {
+    let of_word = |then: &[(u8, i32)], word: u32| {
+        let mut insns = vec![
+            insn(ALU64 | MOV | X, 6, 1, 0, 0),
+            insn(LD | ABS | W, 0, 0, 0, 0),
+        ];
+        insns.extend(then.iter().map(|(code, imm)| insn(*code, 0, 0, 0, *imm)));
+        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        let program = Program::verify(insns).expect("safe");
+        quick_length(&program, &[word.to_be_bytes(), [0; 4]].concat())
+    };
+    let product = [(ALU64 | MUL, 3), (ALU64 | ADD, 6)];
+    assert_eq!(of_word(&product, 2), Some(12));
+    assert_eq!(of_word(&product, 715_827_880), Some(2_147_483_646));
+    // 2^31 + 1 is below zero; 2^32 + 2 is 2, which only the function says.
+    assert_eq!(of_word(&product, 715_827_881), None);
+    assert_eq!(of_word(&product, 1_431_655_764), None);
+    let quotient = [(ALU | DIV, 6), (ALU64 | ADD, 8)];
+    assert_eq!(of_word(&quotient, 17), Some(10));
+    assert_eq!(of_word(&quotient, u32::MAX), Some(715_827_890));
+    // Less, in 32 bits and in 64: never 0, nor below it.
+    for class in [ALU, ALU64] {
+        let less = [(ALU64 | MUL, 5), (class | SUB, 20)];
+        assert_eq!(of_word(&less, 5), Some(5));
+        assert_eq!(of_word(&less, 4), None);
+        assert_eq!(of_word(&less, 3), None);
+    }
+}
+
+/// How many of 1000 programs are such.
+fn of_1000(programs: &impl Strategy<Value = Vec<Insn>>, such: impl Fn(&Program) -> bool) -> usize {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     (0..1000)
         .filter(|_| {
             let insns = programs.new_tree(&mut runner).expect("no filter");
-            let program = Program::verify(insns.current()).expect("safe");
-            program.account().to_string().contains("from fields")
+            such(&Program::verify(insns.current()).expect("safe"))
         })
         .count()
 }

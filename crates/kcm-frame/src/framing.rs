@@ -95,15 +95,17 @@ impl Framing {
         })
     }
 
-    /// The same as `closure`, of a rule that can make headers, too: for protocols whose parsers have no
-    /// state. (With a parser for each connection a message costs several times as much to receive, as
-    /// its state is behind the connection's lock.)
-    pub(crate) fn closure_with_headers(
+    /// The same of a protocol that has a name: a function that is short as a whole, and may make headers,
+    /// too. (With a parser for each connection a message costs several times as much to receive, as its
+    /// state is behind the connection's lock.)
+    pub(crate) fn closure_of_protocol(
+        form: QuickForm,
         f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
-        header_for: HeaderFn,
+        header_for: Option<HeaderFn>,
     ) -> Self {
         Self::Closure(FrameFn {
-            header_for: Some(header_for),
+            quick_form: Some(form),
+            header_for,
             ..FrameFn::new(f)
         })
     }

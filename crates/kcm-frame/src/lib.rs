@@ -67,6 +67,6 @@ pub use limits::{
 };
 pub use parser::Parser;
 pub use protocols::{Protocol, protocols};
-pub use quick_form::{Bits, Exception, QuickForm};
+pub use quick_form::{Bits, Exception, QuickForm, Round};
 pub use varint::Varint;
 pub use verdict::{Frame, Verdict};

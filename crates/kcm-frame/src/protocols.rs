@@ -17,6 +17,8 @@ mod http2;
 mod iscsi;
 mod ldap;
 mod postgres;
+#[cfg(test)]
+mod quick;
 mod rpc;
 mod websocket;
 
@@ -368,6 +370,16 @@ mod tests {
         let stateful = |protocol: &&Protocol| matches!(protocol.framing(), Framing::Stateful(_));
         let names: Vec<_> = protocols().filter(stateful).map(Protocol::name).collect();
         assert_eq!(names, ["amqp", "http2", "postgres"]);
+    }
+
+    /// What is a function is not called for its usual message.
+    #[test]
+    fn functions_have_quick_forms() {
+        for protocol in protocols() {
+            if let Framing::Closure(function) = protocol.framing() {
+                assert!(function.quick_form().is_some(), "{}", protocol.name());
+            }
+        }
     }
 
     #[test]

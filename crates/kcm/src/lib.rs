@@ -104,7 +104,7 @@ pub use transport::{Stream, Transport};
 
 pub use kcm_frame::{
     Bits, Endian, Exception, Fault, Fixed, Frame, FrameError, Framing, Header, LengthField, Limits,
-    Parser, Protocol, QuickForm, Varint, Verdict, protocols,
+    Parser, Protocol, QuickForm, Round, Varint, Verdict, protocols,
 };
 
 /// Compiles what the README shows.

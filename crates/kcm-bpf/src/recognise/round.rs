@@ -2,79 +2,73 @@
 //!
 //! A product and a constant, some bits of that, moved down: rounding up to whole words, a unit, parts of a
 //! byte, a complement are all one [`Round`], and several of them often still are. So no operation has to
-//! be told from another when it runs. Division has this form too: it is a product with the divisor's
-//! inverse, of which the upper part counts.
+//! be told from another when it runs, but whether there is a product or a shift at all. Division has this
+//! form too: it is a product with the divisor's inverse, of which the upper part counts.
 
-/// `((value * times + plus) & keep) >> shift`, modulo 2⁶⁴.
+/// One of them, which more can be done with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Round {
-    times: u64,
-    plus: u64,
-    keep: u64,
-    /// Below 64.
-    shift: u32,
-}
+pub(super) struct Round(kcm_frame::Round);
 
 impl Round {
     /// It leaves a value as it is.
-    pub(super) const NOTHING: Self = Self {
-        times: 1,
-        plus: 0,
-        keep: u64::MAX,
-        shift: 0,
-    };
+    pub(super) const NOTHING: Self = Self(kcm_frame::Round::NOTHING);
 
     pub(super) const fn new(times: u64, plus: u64) -> Self {
-        Self {
+        Self(kcm_frame::Round {
             times,
             plus,
-            ..Self::NOTHING
-        }
+            ..kcm_frame::Round::NOTHING
+        })
     }
 
     #[inline(always)]
     pub(super) const fn of(self, value: u64) -> u64 {
-        (value.wrapping_mul(self.times).wrapping_add(self.plus) & self.keep) >> self.shift
+        self.0.of(value)
+    }
+
+    /// The same, as a quick form has it.
+    pub(super) const fn formula(self) -> kcm_frame::Round {
+        self.0
     }
 
     /// What no value is above, if none was above `most` before.
     pub(super) fn most_after(self, most: u64) -> u64 {
-        let product = most.checked_mul(self.times);
-        let sum = product.and_then(|product| product.checked_add(self.plus));
-        sum.unwrap_or(u64::MAX).min(self.keep) >> self.shift
+        let product = most.checked_mul(self.0.times);
+        let sum = product.and_then(|product| product.checked_add(self.0.plus));
+        sum.unwrap_or(u64::MAX).min(self.0.keep) >> self.0.shift
     }
 
     /// Whether a product and a sum can still be done in it.
     pub(super) const fn is_open(&self) -> bool {
-        self.keep == u64::MAX && self.shift == 0
+        self.0.keep == u64::MAX && self.0.shift == 0
     }
 
     /// The same, and then this. It must be open.
     pub(super) fn times_plus(&mut self, times: u64, plus: u64) {
-        self.times = self.times.wrapping_mul(times);
-        self.plus = self.plus.wrapping_mul(times).wrapping_add(plus);
+        self.0.times = self.0.times.wrapping_mul(times);
+        self.0.plus = self.0.plus.wrapping_mul(times).wrapping_add(plus);
     }
 
     /// The same, and then these bits of it.
     pub(super) fn keep(&mut self, keep: u64) {
-        self.keep &= keep << self.shift;
+        self.0.keep &= keep << self.0.shift;
     }
 
     /// The same, and then moved down.
     pub(super) fn shift(&mut self, by: u32) {
-        match self.shift + by {
-            shift @ 0..64 => self.shift = shift,
-            _ => self.keep = 0,
+        match self.0.shift + by {
+            shift @ 0..64 => self.0.shift = shift,
+            _ => self.0.keep = 0,
         }
     }
 
     /// Takes out the constant that is added at the end, where only these low bits count.
     pub(super) fn take_sum(&mut self, bits: u64) -> u64 {
-        if self.shift != 0 || self.keep & bits != bits {
+        if self.0.shift != 0 || self.0.keep & bits != bits {
             return 0;
         }
-        self.keep = u64::MAX;
-        std::mem::take(&mut self.plus)
+        self.0.keep = u64::MAX;
+        std::mem::take(&mut self.0.plus)
     }
 }
 

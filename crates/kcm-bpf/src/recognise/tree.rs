@@ -31,7 +31,7 @@ pub(crate) struct Tree {
     steps: Vec<Step>,
     /// For each step, the usual way on from there.
     ways: Vec<Way>,
-    /// The last of them, at hand.
+    /// The last of them, at hand; or both sides of its decision as one.
     usual: Way,
     pub(super) decisions: usize,
     pub(super) lengths: usize,
@@ -63,8 +63,9 @@ impl Tree {
         if asks && lengths == 0 {
             return None;
         }
+        let usual = Way::both(ways.len() - 1, steps.last()?, &ways);
         Some(Self {
-            usual: ways.last()?.clone(),
+            usual: usual.or_else(|| ways.last().cloned())?,
             ways,
             steps,
             decisions,

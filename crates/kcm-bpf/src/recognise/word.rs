@@ -89,6 +89,18 @@ impl Word {
         }
     }
 
+    /// If it is a single bit: the same at this place.
+    pub(super) const fn as_bit(&self, place: u32) -> Option<Self> {
+        if !self.mask.is_power_of_two() {
+            return None;
+        }
+        Some(Self {
+            turn: (self.turn + 64 - self.mask.trailing_zeros() + place) % 64,
+            mask: 1 << place,
+            ..*self
+        })
+    }
+
     /// The order in which the 8 bytes are read.
     pub(super) const fn is_big(&self) -> bool {
         self.is_big
@@ -218,6 +230,10 @@ mod tests {
                 prop_assert_eq!(value, expected);
                 let lies = u64::from_le_bytes(*bytes[offset..].first_chunk().expect("8 bytes"));
                 prop_assert_eq!(lies & word.as_it_lies(word.mask()), word.as_it_lies(value));
+            }
+            let bit = Word { mask: word.mask() & word.mask().wrapping_neg(), ..word };
+            if let (Some(value), Some(moved)) = (bit.of(&bytes), bit.as_bit(left)) {
+                prop_assert_eq!(moved.of(&bytes), Some(u64::from(value != 0) << left));
             }
             if let (Some(value), Some(other)) = (word.of(&bytes), word.in_order(!is_big)) {
                 prop_assert_eq!((other.is_big(), other.of(&bytes)), (!is_big, Some(value)));

@@ -15,7 +15,7 @@
 //! whatever it is, but nothing is after one that ended wrongly.
 
 use crate::errno::{EPROTO, EPROTONOSUPPORT};
-use crate::{Framing, Parser, Verdict};
+use crate::{Bits, Endian, Exception, Framing, Parser, QuickForm, Verdict};
 
 pub(super) fn framing() -> Framing {
     Framing::stateful(|| Amqp {
@@ -81,7 +81,8 @@ impl Parser for Amqp {
 
     /// (Frames of 0-9-1 have an end that is looked at when they leave, and need a parser for that.)
     fn rest(&self) -> Option<Framing> {
-        (self.phase == Phase::Frames10).then(|| Framing::closure(frame_10))
+        (self.phase == Phase::Frames10)
+            .then(|| Framing::closure_of_protocol(quick_form_10(), frame_10, None))
     }
 }
 
@@ -117,9 +118,25 @@ fn frame_10(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Any frame of 1.0.
+fn quick_form_10() -> QuickForm {
+    let size = Bits {
+        turn: 32,
+        mask: u32::MAX.into(),
+    };
+    QuickForm::new(0, Endian::Big, size, 0)
+        .unless(Exception {
+            bits: size,
+            low: 0,
+            span: u64::from(LEAST_FRAME_10) - 1,
+        })
+        .expect("one exception")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
 
     fn fresh() -> Amqp {
         Amqp {
@@ -186,5 +203,21 @@ mod tests {
         refused(b"AMQX\0\x01\0\0", EPROTO);
         refused(b"GET /", EPROTO);
         assert_eq!(fresh().parse(b"AM"), Verdict::NeedMore(8));
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = Amqp {
+            phase: Phase::Frames10,
+        }
+        .rest()
+        .expect("begun");
+        quick::check(
+            &framing,
+            &[
+                (*b"\0\0\0\x08....", 8),
+                (*b"\xff\xff\xff\xff....", (1 << 32) - 1),
+            ],
+        );
     }
 }

@@ -10,10 +10,33 @@
 //! whether they are on is settled by text in the login phase, in both directions
 //! together, and would add four bytes behind headers and data.
 
-use crate::{FrameError, Framing, Header, Parser, Verdict};
+use crate::{Bits, Endian, FrameError, Framing, Header, Parser, QuickForm, Round, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::closure_with_headers(|bytes| Iscsi.parse(bytes), |len| Iscsi.header_for(len))
+    Framing::closure_of_protocol(
+        quick_form(),
+        |bytes| Iscsi.parse(bytes),
+        Some(|len| Iscsi.header_for(len)),
+    )
+}
+
+/// All PDUs.
+fn quick_form() -> QuickForm {
+    let additional = Bits {
+        turn: 40 + WORD_BYTES.trailing_zeros(),
+        mask: 0xff * WORD_BYTES,
+    };
+    let data = Bits {
+        turn: 0,
+        mask: 0xff_ffff,
+    };
+    let padded = Round {
+        plus: WORD_BYTES - 1,
+        keep: !(WORD_BYTES - 1),
+        ..Round::NOTHING
+    };
+    let form = QuickForm::new(0, Endian::Big, additional, HEADER_BYTES as u64);
+    form.plus(data, padded).expect("one term")
 }
 
 struct Iscsi;
@@ -54,6 +77,7 @@ impl Parser for Iscsi {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
 
     #[test]
     fn all_parts_count_and_data_is_padded() {
@@ -79,5 +103,18 @@ mod tests {
             Err(FrameError::NotRepresentable { body_len: 5 })
         );
         assert!(Iscsi.header_for(1 << 24).is_err());
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = framing();
+        quick::check(
+            &framing,
+            &[
+                (*b"\x01\x80\0\0\0\0\0\0", 48),
+                (*b"\x01\x80\0\0\x02\0\x01\x01", 48 + 8 + 260),
+                (*b"....\xff\xff\xff\xff", 48 + 1020 + (1 << 24)),
+            ],
+        );
     }
 }

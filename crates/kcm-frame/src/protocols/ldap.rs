@@ -6,10 +6,29 @@
 //! servers send so as to fill the length in later.
 
 use crate::errno::EPROTO;
-use crate::{FrameError, Framing, Header, Parser, Verdict};
+use crate::{Bits, Endian, Exception, FrameError, Framing, Header, Parser, QuickForm, Verdict};
 
 pub(super) fn framing() -> Framing {
-    Framing::closure_with_headers(|bytes| Ldap.parse(bytes), |len| Ldap.header_for(len))
+    Framing::closure_of_protocol(
+        quick_form(),
+        |bytes| Ldap.parse(bytes),
+        Some(|len| Ldap.header_for(len)),
+    )
+}
+
+/// The short form: the tag, and a zero bit behind it.
+fn quick_form() -> QuickForm {
+    let tag_and_bit = Bits {
+        turn: 9,
+        mask: 0x1ff,
+    };
+    let length = Bits {
+        turn: 16,
+        mask: 0x7f,
+    };
+    QuickForm::new(0, Endian::Big, length, TAG_AND_FORM_BYTES as u64)
+        .unless(Exception::all_but(tag_and_bit, u64::from(SEQUENCE) << 1, 0))
+        .expect("one exception")
 }
 
 struct Ldap;
@@ -76,6 +95,7 @@ impl Parser for Ldap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
 
     #[test]
     fn short_and_long_forms() {
@@ -115,5 +135,14 @@ mod tests {
         let most = Ldap.header_for(u64::MAX - 10).map(|header| header.len());
         assert_eq!(most, Ok(10));
         assert!(Ldap.header_for(u64::MAX - 9).is_err());
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = framing();
+        quick::check(
+            &framing,
+            &[(*b"\x30\0......", 2), (*b"\x30\x7f......", 129)],
+        );
     }
 }

@@ -12,7 +12,7 @@
 //! comes nothing until the client has seen it.
 
 use crate::errno::EPROTO;
-use crate::{Framing, Parser, Verdict};
+use crate::{Bits, Endian, Exception, Framing, Parser, QuickForm, Verdict};
 
 pub(super) fn framing() -> Framing {
     Framing::stateful(|| Postgres { opening: true })
@@ -67,7 +67,7 @@ impl Parser for Postgres {
     }
 
     fn rest(&self) -> Option<Framing> {
-        (!self.opening).then(|| Framing::closure(with_type))
+        (!self.opening).then(|| Framing::closure_of_protocol(quick_form(), with_type, None))
     }
 }
 
@@ -84,9 +84,36 @@ fn with_type(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Messages whose type is a letter. (Digits are a third range; they are answers without contents.)
+fn quick_form() -> QuickForm {
+    const CASE: u8 = b'a' - b'A';
+    let letter = Bits {
+        turn: 8,
+        mask: (!CASE).into(),
+    };
+    let length = Bits {
+        turn: 40,
+        mask: u32::MAX.into(),
+    };
+    let too_short = Exception {
+        bits: length,
+        low: 0,
+        span: u64::from(LENGTH_BYTES) - 1,
+    };
+    QuickForm::new(0, Endian::Big, length, 1)
+        .unless(Exception::all_but(
+            letter,
+            b'A'.into(),
+            (b'Z' - b'A').into(),
+        ))
+        .and_then(|form| form.unless(too_short))
+        .expect("two exceptions")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
 
     const FRESH: Postgres = Postgres { opening: true };
     const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -149,5 +176,18 @@ mod tests {
         ] {
             assert_eq!(FRESH.parse(bytes), Verdict::Error(EPROTO), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = Postgres { opening: false }.rest().expect("begun");
+        quick::check(
+            &framing,
+            &[
+                (*b"D\0\0\x01\x04...", 261),
+                (*b"z\0\0\0\x04...", 5),
+                (*b"A\xff\xff\xff\xff...", 1 << 32),
+            ],
+        );
     }
 }

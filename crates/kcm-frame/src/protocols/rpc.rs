@@ -6,10 +6,31 @@
 //! advance how long a record is, so its last header may lie anywhere below the
 //! message limit; that is what [`Verdict::Fragment`] is for.
 
-use crate::{Endian, FrameError, Framing, Header, LengthField, Parser, Verdict};
+use crate::{
+    Bits, Endian, Exception, FrameError, Framing, Header, LengthField, Parser, QuickForm, Verdict,
+};
 
 pub(super) fn framing() -> Framing {
-    Framing::closure_with_headers(|bytes| Rpc.parse(bytes), |len| Rpc.header_for(len))
+    Framing::closure_of_protocol(
+        quick_form(),
+        |bytes| Rpc.parse(bytes),
+        Some(|len| Rpc.header_for(len)),
+    )
+}
+
+/// Records of one fragment.
+fn quick_form() -> QuickForm {
+    let mark = |mask: u32| Bits {
+        turn: 32,
+        mask: mask.into(),
+    };
+    QuickForm::new(0, Endian::Big, mark(!LAST_FRAGMENT), MARK_BYTES.into())
+        .unless(Exception {
+            bits: mark(LAST_FRAGMENT),
+            low: 0,
+            span: 0,
+        })
+        .expect("one exception")
 }
 
 struct Rpc;
@@ -48,6 +69,7 @@ impl Parser for Rpc {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
     use crate::{Assembler, Fault, Frame, Limits, Step};
 
     fn fragment(last: bool, len: usize) -> Vec<u8> {
@@ -113,6 +135,18 @@ mod tests {
         assert_eq!(
             Rpc.header_for(most + 1).map_err(|e| e.errno()),
             Err(crate::errno::EMSGSIZE)
+        );
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = framing();
+        quick::check(
+            &framing,
+            &[
+                (*b"\x80\0\0\0....", 4),
+                (*b"\xff\xff\xff\xff....", (1 << 31) + 3),
+            ],
         );
     }
 }

@@ -10,13 +10,37 @@
 //! may stand between those, and have to be answered.
 
 use crate::errno::EPROTO;
-use crate::{FrameError, Framing, Header, Parser, Verdict};
+use crate::{
+    Bits, Endian, Exception, FrameError, Framing, Header, Parser, QuickForm, Round, Verdict,
+};
 
 pub(super) fn framing() -> Framing {
-    Framing::closure_with_headers(
+    Framing::closure_of_protocol(
+        quick_form(),
         |bytes| Websocket.parse(bytes),
-        |len| Websocket.header_for(len),
+        Some(|len| Websocket.header_for(len)),
     )
+}
+
+/// Frames whose length is in the second byte, with mask and without.
+fn quick_form() -> QuickForm {
+    let short = Bits {
+        turn: 16,
+        mask: (!MASKED).into(),
+    };
+    // From where it says 128 to where it says 4.
+    let mask_bytes = Bits {
+        turn: 16 - (MASKED.trailing_zeros() - MASK_BYTES.trailing_zeros()),
+        mask: MASK_BYTES,
+    };
+    let form = QuickForm::new(0, Endian::Big, short, SHORT_HEADER_BYTES);
+    form.unless(Exception {
+        bits: short,
+        low: LEN_IN_2_BYTES.into(),
+        span: (LEN_IN_8_BYTES - LEN_IN_2_BYTES).into(),
+    })
+    .and_then(|form| form.plus(mask_bytes, Round::NOTHING))
+    .expect("one exception, one term")
 }
 
 struct Websocket;
@@ -33,6 +57,9 @@ const LEN_IN_8_BYTES: u8 = 127;
 
 /// Longest payload whose length is in the second byte, and of a control frame.
 const SHORT_PAYLOAD: u8 = 125;
+
+/// Flags, opcode and a length in the second byte.
+const SHORT_HEADER_BYTES: u64 = 2;
 
 const MASK_BYTES: u64 = 4;
 
@@ -54,7 +81,7 @@ impl Parser for Websocket {
                 Some(len) => (10, u64::from_be_bytes(*len)),
                 None => return Verdict::NeedMore(10),
             },
-            _ => (2, short.into()),
+            _ => (SHORT_HEADER_BYTES, short.into()),
         };
         // The highest bit has to be zero; so nothing can overflow below.
         if i64::try_from(payload).is_err() {
@@ -87,6 +114,7 @@ impl Parser for Websocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocols::quick;
 
     #[test]
     fn three_widths_of_length_with_mask_and_without() {
@@ -127,5 +155,18 @@ mod tests {
             );
         }
         assert!(Websocket.header_for(1 << 63).is_err());
+    }
+
+    #[test]
+    fn the_quick_form_says_what_the_function_says() {
+        let framing = framing();
+        quick::check(
+            &framing,
+            &[
+                (*b"\x82\0......", 2),
+                (*b"\x81\x7d......", 127),
+                (*b"\x89\xfd......", 131),
+            ],
+        );
     }
 }

@@ -14,13 +14,16 @@
 //!
 //! Which side of a decision is the usual one is a guess, by what can be seen: an error is not, nor is
 //! what only the instructions know; else it is the side that more values of the field lead to.
+//!
+//! Where both sides of a decision about one bit are the same but for a constant, neither is a guess: they
+//! are one way, and the bit counts for so much ([`Way::both`]).
 
 use std::hint::cold_path;
 use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use kcm_frame::{Endian, QuickForm};
+use kcm_frame::{Bits, Endian, QuickForm};
 
 use crate::alu::low;
 use crate::program::Outcome;
@@ -100,6 +103,10 @@ const LONGEST: u64 = i32::MAX as u64;
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
     pub(super) fn new(begin: usize, step: &Step, before: &[Self]) -> Self {
+        let both = Self::both(begin, step, before);
+        if let Some(both) = both.filter(|both| both.tests.is_empty()) {
+            return both;
+        }
         let way = match &step.then {
             Run::Decide(decision) => Self::decision(begin, decision, before),
             Run::Length(sum) => Self::length(begin, sum),
@@ -162,6 +169,54 @@ impl Way {
         }
     }
 
+    /// Both ways of a decision about one bit, where they are the same but for a constant: WebSocket's
+    /// length with a mask and without. Where one of its tests holds, it goes on at the step where it
+    /// begins, whose own way must be another one then.
+    pub(super) fn both(begin: usize, step: &Step, before: &[Self]) -> Option<Self> {
+        let Run::Decide(decision) = &step.then else {
+            return None;
+        };
+        let (flag, bias) = decision.sum.as_word()?;
+        let side = |flag: u64| {
+            let is_inside = decision.is_inside(flag.wrapping_add(bias));
+            let at = if is_inside {
+                decision.inside
+            } else {
+                decision.outside
+            };
+            before.get(at)
+        };
+        let (clear, set) = (side(0)?, side(flag.mask())?);
+        let bytes = join(&flag.bytes(), &join(&clear.bytes, &set.bytes));
+        let is_big = clear.is_big;
+        let flag = flag.in_order(is_big)?.moved_to(bytes.start);
+        let mut way = clear.clone().about(&bytes, is_big)?;
+        let set = set.clone().about(&bytes, is_big)?;
+        let (Last::Length(length), Last::Length(other)) = (&mut way.last, &set.last) else {
+            return None;
+        };
+        let asked = |tests: &[Test]| -> Vec<_> { tests.iter().map(Test::as_exception).collect() };
+        if asked(&way.tests) != asked(&set.tests)
+            || (length.word, &length.more) != (other.word, &other.more)
+        {
+            return None;
+        }
+        // At the place of what it is worth, or a factor.
+        let worth = with_sign(other.bias.wrapping_sub(length.bias));
+        let more = if worth.is_power_of_two() {
+            (flag.as_bit(worth.trailing_zeros())?, Round::NOTHING)
+        } else {
+            (flag.as_bit(0)?, Round::new(worth, 0))
+        };
+        length.more.push(more);
+        for test in &mut way.tests {
+            test.to = begin;
+        }
+        way.begin = begin;
+        way.need = step.need.max(way.need).max(set.need);
+        Some(way)
+    }
+
     /// The way that is a test and then this one.
     fn behind(&self, begin: usize, test: &Test) -> Option<Self> {
         let bytes = test.word.bytes();
@@ -213,12 +268,21 @@ impl Way {
         } else {
             Endian::Little
         };
-        // (So that no sum goes round.)
-        if !more.is_empty() || word.mask() > LOW || *bias > LONGEST {
-            return None;
-        }
-        let form = QuickForm::new(self.offset, endian, word.bits(), *bias);
+        // What the form says is below 2³¹ and the same sum, modulo 2³²: so it is the program's result, of
+        // which these bits count. That it says something, too, the upper bits of the field are left out,
+        // and a constant below zero is one in 64 bits.
+        let bits = Bits {
+            mask: word.mask() & LOW,
+            ..word.bits()
+        };
+        let bias = with_sign(*bias);
+        let form = QuickForm::new(self.offset, endian, bits, bias);
         let form = form.up_to(LONGEST).needing(self.need);
+        let form = match more[..] {
+            [] => form,
+            [(word, round)] => form.plus(word.bits(), round.formula())?,
+            _ => return None,
+        };
         (self.tests.iter()).try_fold(form, |form, test| form.unless(test.as_exception()))
     }
 
@@ -278,6 +342,11 @@ impl Way {
 
 fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     a.start.min(b.start)..a.end.max(b.end)
+}
+
+/// The same number of 32 bits, of those below zero in 64.
+fn with_sign(number: u64) -> u64 {
+    i64::from(low(number).cast_signed()).cast_unsigned()
 }
 
 /// What a result says, if it is a length. (For no length, the general form knows what to say.)
