@@ -30,6 +30,14 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
     }
 }
 
+/// What the quick form of a program says of a message, if there is one.
+fn quick_length(framing: &Framing, message: &[u8]) -> Option<u64> {
+    match framing {
+        Framing::Closure(function) => function.quick_form()?.length_of(message),
+        _ => None,
+    }
+}
+
 /// All ways of running a program agree on these bytes, whatever was in registers and stack before.
 /// How many more are needed may differ: a length field knows it, the kernel's 0 does not say.
 fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
@@ -46,11 +54,7 @@ fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
         (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
         _ => prop_assert_eq!(interpreted, framed, "{:?}\n{}", message, listing()),
     }
-    if let Framing::Closure(function) = &framing
-        && let Some(len) = function
-            .quick_form()
-            .and_then(|form| form.length_of(message))
-    {
+    if let Some(len) = quick_length(&framing, message) {
         let quick = Verdict::message(len);
         prop_assert_eq!(interpreted, quick, "{:?}\n{}", message, listing());
     }
@@ -569,14 +573,6 @@ fn such_programs_are_often_recognised() {
     assert!(straight > 100, "{straight} quick forms with a term of 1000");
 }
 
-/// What the quick form of a program says of a message, if there is one.
-fn quick_length(program: &Program, message: &[u8]) -> Option<u64> {
-    match program.framing() {
-        Framing::Closure(function) => function.quick_form()?.length_of(message),
-        _ => None,
-    }
-}
-
 #[test]
 fn usual_messages_have_quick_forms() {
     let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
@@ -603,7 +599,11 @@ fn usual_messages_have_quick_forms() {
         let object = fs::read(objects.join(name).with_extension("o")).expect("a file");
         let program = Program::verify(elf::load(&object, None).expect("good")).expect("safe");
         let message = [&message[..], &[0; 56]].concat();
-        assert_eq!(quick_length(&program, &message), len, "{name}: {message:?}");
+        assert_eq!(
+            quick_length(&program.framing(), &message),
+            len,
+            "{name}: {message:?}"
+        );
     }
 }
 
@@ -618,7 +618,7 @@ fn products_and_quotients_have_quick_forms_within_31_bits() {
         insns.extend(then.iter().map(|(code, imm)| insn(*code, 0, 0, 0, *imm)));
         insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
         let program = Program::verify(insns).expect("safe");
-        quick_length(&program, &[word.to_be_bytes(), [0; 4]].concat())
+        quick_length(&program.framing(), &[word.to_be_bytes(), [0; 4]].concat())
     };
     let product = [(ALU64 | MUL, 3), (ALU64 | ADD, 6)];
     assert_eq!(of_word(&product, 2), Some(12));

@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// One whole message, header included. Keeps its bytes alive, wherever it is sent: a view of what
-/// was read, of at most eight times its burst's length.
+/// was read, of at most eight times its burst's length or 1 KiB; of an only connection, of the chunk of 256
+/// KiB that it shares with the messages around it.
 ///
 /// To keep a small message out of a large burst for long, copy it (`message.to_vec()`).
 pub struct Message {

@@ -6,7 +6,7 @@
 //!
 //! - Little (up to [`SETTLE_BYTES`]): it is copied into memory of its own size, and the chunk, still
 //!   warm in the cache, stays with the thread. So a message that somebody keeps, or an unfinished
-//!   one, never pins more than eight times what was read with it. The next reads of the connection
+//!   one, never pins more than eight times what was read with it, or 1 KiB. The next reads of the connection
 //!   go into memory of about that size at once, and again without a copy, if they bring as much.
 //! - More: the connection keeps the chunk, and its messages are views of it.
 //!
