@@ -70,6 +70,14 @@ impl Drop for Waiter {
     }
 }
 
+/// A multiplexor with so many idle connections, of which somebody waits for events.
+fn watched(connections: usize) -> (Multiplexor, Waiter, Vec<(ConnectionId, TcpStream)>) {
+    let mux = mux();
+    let waiter = Waiter::new(&mux);
+    let idle = (0..connections).map(|_| attached(&mux)).collect();
+    (mux, waiter, idle)
+}
+
 /// What a peer does in the end, and how that is told.
 type End = (fn(TcpStream), EndReason);
 
@@ -176,10 +184,8 @@ fn a_socket_that_only_sends() {
     bounded(30, || {
         for others in [0, 2] {
             for (end, reason) in ENDS {
-                let mux = mux();
-                let waiter = Waiter::new(&mux);
+                let (mux, waiter, others) = watched(others);
                 let socket = mux.socket().expect("a socket");
-                let others: Vec<_> = (0..others).map(|_| attached(&mux)).collect();
                 let (id, mut peer) = attached(&mux);
                 for number in 0..3 {
                     let pushed = numbered(1, number, 50);
@@ -279,9 +285,7 @@ fn what_came_whole_comes_first() {
     bounded(60, || {
         for (others, count) in [(0, 1), (0, 3), (1, 1), (1, 3)] {
             for (end, reason) in ENDS {
-                let mux = mux();
-                let waiter = Waiter::new(&mux);
-                let _others: Vec<_> = (0..others).map(|_| attached(&mux)).collect();
+                let (mux, waiter, _others) = watched(others);
                 let (ours, peer) = tcp_pair();
                 let look = ours.try_clone().expect("dup");
                 let id = mux.attach(ours).expect("attached");
@@ -310,9 +314,7 @@ fn what_came_whole_comes_first() {
 fn nothing_is_read_for_nobody() {
     bounded(60, || {
         for others in [0, 1] {
-            let mux = mux();
-            let waiter = Waiter::new(&mux);
-            let _others: Vec<_> = (0..others).map(|_| attached(&mux)).collect();
+            let (mux, waiter, _others) = watched(others);
             let (id, mut peer) = attached(&mux);
             peer.set_nonblocking(true).expect("non-blocking");
             let mut messages = 0;
@@ -364,9 +366,7 @@ fn nothing_is_read_for_nobody() {
 fn a_connection_that_is_not_to_be_received_from() {
     bounded(20, || {
         for others in [0, 1] {
-            let mux = mux();
-            let waiter = Waiter::new(&mux);
-            let _others: Vec<_> = (0..others).map(|_| attached(&mux)).collect();
+            let (mux, waiter, _others) = watched(others);
             let (id, peer) = attached(&mux);
             let connection = mux.connection(id).expect("it lives");
             connection.set_receive_disabled(true);
