@@ -248,9 +248,9 @@ impl Mux {
 
     // Receiving.
 
-    /// A connection has work for a thread that receives.
-    pub(crate) fn push_ready(&self, psock: Arc<Psock>) {
-        self.push(Ready::Connection(psock));
+    /// A connection has work for a thread that receives. False: closed, so that nobody will ask.
+    pub(crate) fn push_ready(&self, psock: Arc<Psock>) -> bool {
+        self.push(Ready::Connection(psock))
     }
 
     /// A connection has messages that were given back: older than others.
@@ -258,17 +258,14 @@ impl Mux {
         self.pushed(self.hub.push_front(Ready::Connection(psock)));
     }
 
-    pub(crate) fn push(&self, ready: Ready) {
-        self.pushed(self.hub.push(ready));
+    pub(crate) fn push(&self, ready: Ready) -> bool {
+        self.pushed(self.hub.push(ready))
     }
 
-    fn pushed(&self, result: std::result::Result<Kick, Ready>) {
-        match result {
-            Ok(kick) => self.after_push(kick),
-            // Closed: nobody will ask.
-            Err(Ready::Connection(psock)) => psock.forget_returned(),
-            Err(Ready::Key(..)) => {}
-        }
+    fn pushed(&self, result: std::result::Result<Kick, Ready>) -> bool {
+        let Ok(kick) = result else { return false };
+        self.after_push(kick);
+        true
     }
 
     pub(crate) fn after_push(&self, kick: Kick) {

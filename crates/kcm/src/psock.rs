@@ -199,6 +199,8 @@ impl Psock {
         pause();
         self.edge.store(true, Ordering::Release);
         if self.claim.notify() {
+            // (Where nobody will ask, nothing is to be forgotten either: nobody had work here. The
+            // caller may have the receiving side, when memory is given back that others wait for.)
             self.mux.push_ready(self.clone());
         } else {
             // The thread that has the claim may be blocked in a receive.
@@ -209,8 +211,8 @@ impl Psock {
     /// The thread that has the claim is done; `more` says whether it leaves work.
     pub(crate) fn release(self: &Arc<Self>, more: bool) {
         pause();
-        if self.claim.release(more) {
-            self.mux.push_ready(self.clone());
+        if self.claim.release(more) && !self.mux.push_ready(self.clone()) {
+            self.forget_returned();
         }
     }
 

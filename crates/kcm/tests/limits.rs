@@ -298,6 +298,29 @@ fn unfinished_messages_that_fill_the_memory_are_finished_all_the_same() {
     });
 }
 
+/// What it gives up at its end is the memory that it waits for itself.
+#[test]
+fn a_connection_that_waits_for_memory_is_closed_with_the_rest() {
+    bounded(20, || {
+        const LEN: usize = 60_000;
+        let mut limits = MuxLimits::default();
+        limits.max_memory_bytes = LEN + LEN / 2;
+        let builder = Multiplexor::builder(framing()).mux_limits(limits);
+        let mux = builder.build().expect("a mux");
+        let mut socket = mux.socket().expect("a socket");
+        let (_, first) = attached(&mux);
+        write(&first, &numbered(0, 0, LEN));
+        // Kept, so that there is no room for another.
+        let kept = soon(&mut socket);
+        let (_, second) = attached(&mux);
+        write(&second, &numbered(1, 0, LEN)[..LEN - 1]);
+        nothing(&mut socket);
+        mux.shutdown();
+        assert!(matches!(socket.recv(), Err(Error::Closed)));
+        drop(kept);
+    });
+}
+
 #[test]
 fn a_thread_that_waits_for_memory_goes_on_when_there_is_some() {
     bounded(30, || {
