@@ -18,6 +18,7 @@ use std::{
 };
 
 use kcm::{Connection, ConnectionId, EndReason, Error, Multiplexor, Socket, Stream};
+use rustix::net::{Shutdown, shutdown, sockopt};
 
 use self::{relief::Relief, room::Room};
 use super::{
@@ -272,6 +273,10 @@ impl Clients {
         self.log.write_client(line.with("len", held_bytes));
         if let Ok(connection) = self.mux.connection(id) {
             connection.close();
+            // What it has not read goes now, here and in the system: kept for the linger time, it
+            // would be memory beyond the limit, of as many such clients as come in that time.
+            let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            let _ = shutdown(&connection, Shutdown::Both);
         }
         self.forget(id);
     }

@@ -150,10 +150,10 @@ fn ones_that_do_not_read_are_bounded_and_hold_up_nobody() {
         let mut good = server.client();
         assert_eq!(good.ask("before"), "before");
         let before = server.memory();
-        let mut greedy: Vec<_> = (0..20).map(|_| server.client()).collect();
+        let mut greedy: Vec<_> = (0..200).map(|_| server.client()).collect();
         for client in &mut greedy {
-            // 100 MB of replies each, were they all made.
-            let many = message("big").repeat(1000);
+            // 30 MB of replies each, were they all made.
+            let many = message("big").repeat(300);
             let _ = client.0.set_write_timeout(Some(A_WHILE));
             let _ = client.0.write_all(&many);
         }
@@ -167,9 +167,9 @@ fn ones_that_do_not_read_are_bounded_and_hold_up_nobody() {
             most = most.max(server.memory());
             thread::sleep(Duration::from_millis(5));
         }
-        // Received and unread messages, each within --memory; closing connections for a second.
+        // Received and unread messages, each within --memory; and nothing of those that are closed.
         let more = most.saturating_sub(before);
-        assert!(more < 48 << 20, "{more} bytes more");
+        assert!(more < 32 << 20, "{more} bytes more");
         server.line("is closed with");
     });
 }
