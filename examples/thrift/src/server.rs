@@ -13,7 +13,7 @@ use std::{
     net::TcpListener,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kcm::{ConnectionId, Error, Framing, Limits, Message, Multiplexor, MuxLimits, Socket};
@@ -23,15 +23,20 @@ use crate::wire::{self, MAX_MESSAGE_BYTES};
 
 /// Connections at once; others wait in the listener's backlog.
 pub const MAX_CONNECTIONS: usize = 256;
-/// Calls that were read and not answered yet, of all connections: 64 of the longest.
-pub const MAX_MEMORY_BYTES: usize = 64 * MAX_MESSAGE_BYTES;
+/// Calls that were read and not answered yet, of all connections: the longest of each. Were it less,
+/// clients that stop inside of long calls could fill it, and everybody else would wait for their
+/// deadline.
+pub const MAX_MEMORY_BYTES: usize = MAX_CONNECTIONS * MAX_MESSAGE_BYTES;
 /// Replies that a client leaves unread, beyond what the system keeps for it. One that asks and
 /// reads in turn has none here.
 pub const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// A call must be whole so long after its first byte.
 pub const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection is closed after between one and two times this without a call.
+/// A connection is closed after this time without a call.
 pub const DEFAULT_IDLE_LIMIT: Duration = Duration::from_secs(300);
+/// And already after this one while all [`MAX_CONNECTIONS`] are taken: others may wait for a place. It
+/// is looked so often, too.
+pub const CROWDED_IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What may be chosen about a server.
 #[derive(Clone, Copy, Debug)]
@@ -178,17 +183,27 @@ pub fn log(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Closes connections without a call between two looks.
+/// Closes connections that have not been called on for too long.
 fn close_idle(mux: &Multiplexor, stopped: &mpsc::Receiver<()>, limit: Duration) {
-    let mut seen: HashMap<ConnectionId, u64> = HashMap::new();
-    while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(limit) {
+    // The calls of each, and since when there were so many.
+    let mut seen: HashMap<ConnectionId, (u64, Instant)> = HashMap::new();
+    let look_every = limit.min(CROWDED_IDLE_LIMIT);
+    while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(look_every) {
         let connections = mux.connections();
-        let calls = |c: &kcm::Connection| c.stats().counters.rx_messages;
-        for connection in &connections {
-            if seen.get(&connection.id()) == Some(&calls(connection)) {
+        let crowded = connections.len() >= MAX_CONNECTIONS;
+        let limit = if crowded { look_every } else { limit };
+        let now = Instant::now();
+        let before = std::mem::take(&mut seen);
+        for connection in connections {
+            let calls = connection.stats().counters.rx_messages;
+            let since = match before.get(&connection.id()) {
+                Some(&(then, since)) if then == calls => since,
+                _ => now,
+            };
+            if now.duration_since(since) >= limit {
                 connection.close();
             }
+            seen.insert(connection.id(), (calls, since));
         }
-        seen = connections.iter().map(|c| (c.id(), calls(c))).collect();
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use kcm_example_thrift::{
     generated::store::{Entry, StoreSyncClient, StoreSyncProcessor, TStoreSyncClient as _},
-    server::{MAX_CONNECTIONS, SEND_BUFFER_BYTES, Server, Settings},
+    server::{ASSEMBLY_DEADLINE, MAX_CONNECTIONS, SEND_BUFFER_BYTES, Server, Settings},
     store::Store,
     wire::MAX_MESSAGE_BYTES,
 };
@@ -244,6 +244,25 @@ fn a_slow_client_holds_up_nobody_and_not_for_long() {
 }
 
 #[test]
+fn clients_that_stop_inside_of_long_calls_leave_memory_to_the_others() {
+    let (server, address) = start(Settings::default());
+    let mut half = framed(&vec![0; MAX_MESSAGE_BYTES - 4]);
+    half.pop();
+    let stuck: Vec<_> = (1..MAX_CONNECTIONS).map(|_| connect(address)).collect();
+    let begin = Instant::now();
+    for mut stream in &stuck {
+        stream.write_all(&half).expect("read, or in its buffers");
+    }
+    let connections = || server.multiplexor().connections();
+    wait_until("all are in the middle of a call", || {
+        connections().iter().all(|c| c.stats().in_message)
+    });
+    client(address).ping().expect("it is served beside them");
+    let took = begin.elapsed();
+    assert!(took < ASSEMBLY_DEADLINE, "served after {took:?}");
+}
+
+#[test]
 fn clients_that_do_not_read_are_cut_off_and_block_no_worker() {
     let (server, address) = start(Settings {
         workers: 2,
@@ -315,11 +334,7 @@ fn a_flood_of_calls_leaves_the_others_their_turn() {
 
 #[test]
 fn idle_connections_do_not_keep_others_out() {
-    let (server, address) = start(Settings {
-        // Longer than it takes to make so many: a backlog that overflows costs a second each time.
-        idle_limit: Duration::from_secs(4),
-        ..Settings::default()
-    });
+    let (server, address) = start(Settings::default());
     let idle: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect(address)).collect();
     wait_until("all are attached", || {
         server.multiplexor().connections().len() == MAX_CONNECTIONS
