@@ -1,11 +1,14 @@
 //! The server: workers on one multiplexor for all clients.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::TcpListener,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread,
     time::Duration,
 };
@@ -40,6 +43,9 @@ const MIN_WORKERS: usize = 4;
 const OTHER_DESCRIPTORS: usize = 64;
 const CLIENT_DESCRIPTORS: usize = 3;
 const WORKER_DESCRIPTORS: usize = 4;
+/// The first message has to have come after one to two times this time, 5 s: a client begins with
+/// Tversion at once. Of those that never do it, as many as there are places would keep out all others.
+const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(5);
 /// A message has to be whole after this time; the Linux client sends each in one piece.
 const ASSEMBLY_DEADLINE: Duration = Duration::from_secs(30);
 /// A client that does not acknowledge anything for so long is gone, in ms: 2 minutes, as long as
@@ -77,6 +83,8 @@ impl Default for Options {
 pub struct Server {
     mux: Multiplexor,
     clients: Arc<Clients>,
+    /// Its end ends the thread that looks for silent connections.
+    _stop: Sender<()>,
 }
 
 /// A connection and its session.
@@ -109,6 +117,10 @@ impl Server {
         limits.max_connections = options.max_clients;
         limits.max_sockets = workers.saturating_add(options.max_clients);
         limits.send_buffer_bytes = send_buffer_bytes;
+        // Clients that stop inside of a message cannot fill it, and have all others wait for their
+        // deadline.
+        let unfinished_bytes = message_bytes.saturating_mul(options.max_clients);
+        limits.max_memory_bytes = limits.max_memory_bytes.max(unfinished_bytes);
         let mux = Multiplexor::builder(framing)
             .ordered(true)
             .limits(message_limits(FIRST_MSIZE))
@@ -142,13 +154,22 @@ impl Server {
                 .name(format!("9p-worker-{number}"))
                 .spawn(move || worker.run(socket))?;
         }
+        let (stop, stopped) = channel();
+        let (all, known) = (mux.clone(), clients.clone());
+        thread::Builder::new()
+            .name("9p-silent".to_owned())
+            .spawn(move || known.close_silent(&all, &stopped))?;
         // What is accepted takes these over: it lets go of clients that vanish.
         sockopt::set_socket_keepalive(&listener, true)?;
         sockopt::set_tcp_keepidle(&listener, PROBED_AFTER)?;
         sockopt::set_tcp_keepintvl(&listener, PROBED_EVERY)?;
         sockopt::set_tcp_user_timeout(&listener, GONE_AFTER_MS)?;
         mux.listen(listener)?;
-        Ok(Self { mux, clients })
+        Ok(Self {
+            mux,
+            clients,
+            _stop: stop,
+        })
     }
 
     /// Waits for the end of a client's connection, and forgets the client.
@@ -190,6 +211,24 @@ impl Clients {
             self.forget(id);
         }
         Some(client)
+    }
+
+    /// Closes connections of which no message came between two looks and ever before.
+    fn close_silent(&self, mux: &Multiplexor, stopped: &Receiver<()>) {
+        let mut before = HashSet::new();
+        while stopped.recv_timeout(FIRST_MESSAGE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            let mut silent = mux.connections();
+            {
+                let clients = self.lock();
+                silent.retain(|connection| !clients.contains_key(&connection.id()));
+            }
+            for connection in &silent {
+                if before.contains(&connection.id()) {
+                    connection.close();
+                }
+            }
+            before = silent.iter().map(Connection::id).collect();
+        }
     }
 
     fn forget(&self, id: ConnectionId) {

@@ -387,6 +387,42 @@ fn half_sent_requests_and_idle_clients_stop_nobody() {
 }
 
 #[test]
+fn ones_that_connect_and_say_nothing_keep_nobody_out() {
+    let served = Served::new(&["--max-clients", "4"]);
+    let mut resting = served.client();
+    let silent: Vec<_> = (0..3).map(|_| served.connect()).collect();
+    // In the backlog, until they are gone.
+    let mut other = served.client();
+    other.walk(0, 1, &[]).expect("served");
+    drop(silent);
+    resting.walk(0, 1, &[]).expect("who has begun may rest");
+}
+
+#[test]
+fn half_sent_requests_leave_memory_to_others() {
+    const MSIZE: u32 = 16 << 20;
+    let served = Served::new(&["--msize", "16777216"]);
+    let half: Vec<_> = (0..40)
+        .map(|_| {
+            let mut c = served.connect();
+            assert_eq!(c.version(MSIZE), MSIZE);
+            // More than is read without reserving all of it.
+            let begin = [&MSIZE.to_le_bytes()[..], &[TWRITE; 300 << 10]].concat();
+            c.stream.write_all(&begin).expect("sent");
+            c
+        })
+        .collect();
+    let begin = Instant::now();
+    let mut other = served.client();
+    other.create(1, "f");
+    let data = vec![7; 1 << 19];
+    assert_eq!(other.write(1, 0, &data), Ok(1 << 19));
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(20), "served after {took:?}");
+    drop(half);
+}
+
+#[test]
 fn one_client_leaves_descriptors_for_others() {
     // 800 for fids: what is left of 1,000 when connections and sockets have theirs.
     let few = &["prlimit", "--nofile=1000:1000"];
