@@ -18,7 +18,9 @@ use super::{channel::Channel, options::WorkerTransport};
 /// The pause after a second failure in a row, 0.1 s (the first is followed by none): with a
 /// processor that is busy starting Python, most of it is left to the others.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause, 5 s: who repairs the cause does not wait long.
+/// The longest pause, 5 s: who repairs the cause does not wait long. (One that had finished messages
+/// before it failed waits for the first pause only: a client whose messages kill workers is not to
+/// have all others wait, and the log not to be flooded.)
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that has lived for 10 s did not fail at once: failures are counted anew.
 const HEALTHY_LIFE: Duration = Duration::from_secs(10);
@@ -115,7 +117,9 @@ pub(super) struct Process {
     started_at: Instant,
     /// In the order in which it was given them.
     pub(super) hand: VecDeque<Job>,
-    /// It has finished something.
+    /// It has finished a message.
+    pub(super) finished: bool,
+    /// It has; or, with `--no-reply`, has read one.
     pub(super) useful: bool,
     /// A message was taken back from it, and it has read none since: it is busy for long.
     pub(super) missed: bool,
@@ -129,6 +133,17 @@ enum Step {
     Kill,
     /// Its end comes.
     None,
+}
+
+/// What a process was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It has not failed.
+    Good,
+    /// It has failed, and had finished messages before.
+    Useful,
+    /// It has failed, and nothing else.
+    Useless,
 }
 
 impl Worker {
@@ -151,21 +166,20 @@ impl Worker {
         match Process::start(recipe) {
             Ok(process) => self.state = State::Running(process),
             Err(error) => {
-                self.pause(false, now);
+                self.pause(Life::Useless, now);
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    /// It is to be started again after a pause, which this gives: none after a good life. `good`:
-    /// its process has not failed.
-    pub(super) fn pause(&mut self, good: bool, now: Instant) -> Duration {
-        if good {
-            self.failures = 0;
-        } else {
-            self.failures += 1;
-        }
+    /// It is to be started again after a pause, which this gives: none after a good life.
+    pub(super) fn pause(&mut self, life: Life, now: Instant) -> Duration {
+        self.failures = match life {
+            Life::Good => 0,
+            Life::Useful => (self.failures + 1).min(2),
+            Life::Useless => self.failures + 1,
+        };
         let pause = match self.failures {
             0 | 1 => Duration::ZERO,
             n => FIRST_PAUSE
@@ -213,6 +227,7 @@ impl Process {
             channel,
             started_at: Instant::now(),
             hand: VecDeque::new(),
+            finished: false,
             useful: false,
             missed: false,
             ending: None,
@@ -288,9 +303,14 @@ impl Process {
         self.child.wait()
     }
 
-    /// Whether it has done well, apart from its status.
-    pub(super) fn lived_well(&self, status: ExitStatus, now: Instant) -> bool {
-        status.success() && self.useful || now.duration_since(self.started_at) >= HEALTHY_LIFE
+    /// What it was good for, now that it has ended.
+    pub(super) fn life(&self, status: ExitStatus, now: Instant) -> Life {
+        let long = now.duration_since(self.started_at) >= HEALTHY_LIFE;
+        match status.success() && self.useful || long {
+            true => Life::Good,
+            false if self.finished => Life::Useful,
+            false => Life::Useless,
+        }
     }
 }
 

@@ -170,6 +170,24 @@ fn one_that_fails_at_once_is_tried_again_ever_more_rarely() {
 }
 
 #[test]
+fn messages_that_kill_workers_do_not_keep_others_from_theirs() {
+    with_python(|| {
+        let options = ["--workers", "1"];
+        let server = Server::start(&options, &["python3", "-c", &unless("os._exit(3)")]);
+        let (mut good, mut bad) = (server.client(), server.client());
+        // Were the pauses doubled, the last would be 5 s.
+        for _ in 0..9 {
+            let asked = Instant::now();
+            assert_eq!(good.ask("meanwhile"), "meanwhile");
+            let took = asked.elapsed();
+            assert!(took < Duration::from_secs(3), "held up for {took:?}");
+            bad.send("!");
+        }
+        server.line("it is started again in 100ms");
+    });
+}
+
+#[test]
 fn one_that_dies_before_it_reads_loses_nothing() {
     with_python(|| {
         let directory = Directory::new("unread");

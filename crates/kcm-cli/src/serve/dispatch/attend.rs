@@ -17,7 +17,7 @@ use crate::serve::{
     channel::Incoming,
     log::Line,
     options::ServeOptions,
-    worker::{Job, State},
+    worker::{Job, Life, State},
 };
 
 /// How long a worker that closes its socket may take to end, before it is killed: 1 s, in which a
@@ -71,7 +71,8 @@ impl Dispatcher {
             && !process.channel.is_unread()
         {
             last.note_read(self.options.retry);
-            process.hand.drain(..process.hand.len() - 1);
+            let before = process.hand.drain(..process.hand.len() - 1);
+            process.finished |= before.count() > 0;
             process.useful = true;
             process.missed = false;
         }
@@ -100,7 +101,7 @@ impl Dispatcher {
                 Incoming::Message(written) => {
                     match take_answered(&self.options, &mut process.hand, written) {
                         Ok((job, reply)) => {
-                            process.useful = true;
+                            (process.finished, process.useful) = (true, true);
                             let id = job.connection;
                             self.clients.reply(&self.socket, job, reply);
                             self.clients.finish(id);
@@ -150,12 +151,15 @@ impl Dispatcher {
         let pid = process.id();
         let mut text = format!("worker {} (pid {pid}) ended, {status}", number + 1);
         if !draining {
-            let good = process.lived_well(status, now);
-            let pause = worker.pause(good, now);
-            text += &match worker.failures() {
-                0 | 1 => "; it is started again".to_owned(),
-                n => format!("; it is started again in {pause:?}, after {n} failures in a row"),
-            };
+            let life = process.life(status, now);
+            let pause = worker.pause(life, now);
+            text += "; it is started again";
+            if !pause.is_zero() {
+                text += &format!(" in {pause:?}");
+            }
+            if let (Life::Useless, n @ 2..) = (life, worker.failures()) {
+                text += &format!(", after {n} failures in a row");
+            }
         }
         let line = Line::new("worker-ended", text)
             .with("worker", number + 1)
@@ -221,7 +225,7 @@ impl Dispatcher {
             let line = Line::new("worker-not-started", message);
             self.log.write(line.with("worker", number + 1));
             if self.workers[number].process().is_some() {
-                self.workers[number].pause(false, now);
+                self.workers[number].pause(Life::Useless, now);
             }
         }
     }
