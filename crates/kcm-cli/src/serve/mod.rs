@@ -123,7 +123,7 @@ struct MessageLimits {
 impl MessageLimits {
     fn of(options: &ServeOptions) -> Result<Self, Failure> {
         let address = if options.addressed { ADDRESS_BYTES } else { 0 };
-        match options.worker_transport {
+        let limits = match options.worker_transport {
             WorkerTransport::Seqpacket => {
                 let datagram = channel::longest_datagram()
                     .map_err(Failure::system("a SOCK_SEQPACKET socket cannot be made"))?;
@@ -136,10 +136,10 @@ impl MessageLimits {
                          --worker-transport stream, or raise the sysctl net.core.wmem_default"
                     )));
                 }
-                Ok(Self {
+                Self {
                     message_bytes,
                     written_bytes: datagram,
-                })
+                }
             }
             WorkerTransport::Stream => {
                 let longest = kcm_frame::DEFAULT_MAX_MESSAGE_BYTES;
@@ -150,12 +150,24 @@ impl MessageLimits {
                          has 32 bits, so that 4 GiB are too much"
                     )));
                 }
-                Ok(Self {
+                Self {
                     message_bytes,
                     // A short request may have a long reply.
                     written_bytes: message_bytes.max(longest) + address,
-                })
+                }
             }
+        };
+        let (longest, memory) = (limits.message_bytes, options.memory);
+        if longest > memory {
+            return Err(Failure::Usage(format!(
+                "--memory {memory}: a message of a client may have {longest} bytes, which must have \
+                 room there; give more, or a smaller --max-message"
+            )));
         }
+        Ok(Self {
+            // Who is sent more would be closed for it.
+            written_bytes: limits.written_bytes.min(memory.saturating_add(address)),
+            ..limits
+        })
     }
 }

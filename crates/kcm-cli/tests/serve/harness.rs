@@ -157,10 +157,10 @@ impl Drop for Server {
     }
 }
 
-/// What it says when it has nothing to serve.
+/// What it says when it has nothing to serve. (Should it serve after all, it is ended, and says that.)
 pub(crate) fn usage(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kcm"))
-        .arg("serve")
+    Command::new("timeout")
+        .args(["20", env!("CARGO_BIN_EXE_kcm"), "serve"])
         .args(arguments)
         .output()
         .expect("it starts")

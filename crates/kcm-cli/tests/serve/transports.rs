@@ -336,6 +336,11 @@ fn what_cannot_be_is_said_with_what_to_do() {
             "--ordered",
         ),
         (
+            &["--framing", "u8", "--memory", "100K", "--", "cat"],
+            2,
+            "--max-message",
+        ),
+        (
             &["--framing", "u8", "--listen", "7000", "--", "cat"],
             2,
             "HOST:PORT",
