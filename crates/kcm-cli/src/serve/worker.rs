@@ -19,8 +19,8 @@ use super::{channel::Channel, options::WorkerTransport};
 /// processor that is busy starting Python, most of it is left to the others.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause, 5 s: who repairs the cause does not wait long. (One that had finished messages
-/// before it failed waits for the first pause only: a client whose messages kill workers is not to
-/// have all others wait, and the log not to be flooded.)
+/// before it failed waits for the first pause only: a client with a message that kills workers now and
+/// then is not to have all others wait.)
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that has lived for 10 s did not fail at once: failures are counted anew.
 const HEALTHY_LIFE: Duration = Duration::from_secs(10);
