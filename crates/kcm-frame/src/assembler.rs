@@ -14,8 +14,13 @@ use crate::errno::{EIO, EPROTO};
 use crate::framing::FrameFn;
 use crate::parser::guarded;
 use crate::{
-    Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, Stateless, Varint, Verdict,
+    Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, QuickForm, Stateless, Varint,
+    Verdict,
 };
+
+mod usual;
+
+use usual::Usual;
 
 /// Where the next message of the stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +60,8 @@ pub struct Assembler {
     /// The message at the front, when its end is known but not there.
     known: Option<Frame>,
     fault: Option<Fault>,
+    /// The form of a function's usual messages, once it was asked for that.
+    usual: Option<Box<Usual>>,
 }
 
 /// A framing as one connection holds it.
@@ -81,6 +88,7 @@ impl Assembler {
             fragments: 0,
             known: None,
             fault: None,
+            usual: None,
         }
     }
 
@@ -201,8 +209,13 @@ impl Assembler {
     /// message at the front that is incomplete is read anew. A stream that is
     /// lost stays so.
     pub fn set_framing(&mut self, framing: &Framing) {
-        self.rule = Rule::of(framing);
+        self.set_rule(framing);
         self.forget();
+    }
+
+    fn set_rule(&mut self, framing: &Framing) {
+        self.rule = Rule::of(framing);
+        self.usual = None;
     }
 
     /// The framing, if it looks at a message's bytes alone.
@@ -217,6 +230,18 @@ impl Assembler {
         }
     }
 
+    /// The quick form that messages from here on may be asked, if the framing is a function that has one;
+    /// `bytes` begin at the first one of the next, and `delivered` is how many there were. It is the one
+    /// that was given before, unless that does not know this message and it is time to ask for
+    /// another ([`Framing::with_quick_forms`]).
+    pub fn quick_form(&mut self, bytes: &[u8], delivered: u64) -> Option<QuickForm> {
+        let Rule::Closure(function) = &self.rule else {
+            return None;
+        };
+        let usual = self.usual.get_or_insert_default();
+        usual.form(bytes, delivered, |bytes| function.quick_form(bytes))
+    }
+
     /// Tells a parser with state of the message, which may have been the last that it is needed for.
     #[inline(never)]
     fn tell(&mut self, message: &[u8]) {
@@ -229,7 +254,7 @@ impl Assembler {
         });
         match told {
             Some(None) => {}
-            Some(Some(rest)) => self.rule = Rule::of(&rest),
+            Some(Some(rest)) => self.set_rule(&rest),
             None => {
                 self.fail(Fault::Parser { errno: EIO });
             }

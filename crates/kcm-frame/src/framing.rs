@@ -82,32 +82,53 @@ impl Framing {
         Self::Closure(FrameFn::with_short_way(plain, f))
     }
 
-    /// The same, where the usual message has a [`QuickForm`]: what that gives, both functions would give,
-    /// without key and class. A receiver that walks through a burst asks it first, and needs no call then.
-    pub fn closure_with_quick_form(
-        form: QuickForm,
-        plain: impl Fn(&[u8]) -> Option<NonZeroU64> + Send + Sync + 'static,
-        f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
+    /// The same framing, whose usual messages have a [`QuickForm`]. A receiver that walks through a burst
+    /// asks that first, and needs no call then.
+    ///
+    /// `form_like` is shown bytes that begin at a message's first byte, and gives a form for messages like
+    /// this one, if there is one. Whatever it gives: what the form says of any bytes, the function would
+    /// say, without key and class. It is asked when messages begin to come and then seldom: when the
+    /// one at hand is none that the form given before knows. So it may take a thousand times as long as the
+    /// function.
+    ///
+    /// Only a function is given one: the other framings remain what they are.
+    ///
+    /// ```
+    /// use kcm_frame::{Bits, Endian, Framing, QuickForm, Verdict};
+    /// // A length in the first two bytes.
+    /// let framing = Framing::closure(|bytes| match *bytes {
+    ///     [high, low, ..] => Verdict::message(2 + u64::from(u16::from_be_bytes([high, low]))),
+    ///     _ => Verdict::NeedMore(2),
+    /// });
+    /// let form = QuickForm::new(0, Endian::Big, Bits { turn: 16, mask: 0xffff }, 2);
+    /// let framing = framing.with_quick_forms(move |_| Some(form));
+    /// let Framing::Closure(function) = framing else { unreachable!() };
+    /// assert_eq!(function.quick_form(b"\0\x05hello..."), Some(form));
+    /// ```
+    #[must_use]
+    pub fn with_quick_forms(
+        mut self,
+        form_like: impl Fn(&[u8]) -> Option<QuickForm> + Send + Sync + 'static,
     ) -> Self {
-        Self::Closure(FrameFn {
-            quick_form: Some(form),
-            ..FrameFn::with_short_way(plain, f)
-        })
+        if let Self::Closure(function) = &mut self {
+            function.form_like = Some(Arc::new(form_like));
+        }
+        self
     }
 
     /// The same of a protocol that has a name: a function that is short as a whole, and may make headers,
     /// too. (With a parser for each connection a message costs several times as much to receive, as its
     /// state is behind the connection's lock.)
     pub(crate) fn closure_of_protocol(
-        form: QuickForm,
+        form_like: impl Fn(&[u8]) -> Option<QuickForm> + Send + Sync + 'static,
         f: impl Fn(&[u8]) -> Verdict + Send + Sync + 'static,
         header_for: Option<HeaderFn>,
     ) -> Self {
-        Self::Closure(FrameFn {
-            quick_form: Some(form),
+        let function = FrameFn {
             header_for,
             ..FrameFn::new(f)
-        })
+        };
+        Self::Closure(function).with_quick_forms(form_like)
     }
 
     /// Framing by a parser with state; `make` is called once for each
@@ -246,6 +267,7 @@ impl Stateless {
 /// The usual answer is then a number in a register. A verdict has 24 bytes, which the function would
 /// write and its caller read: the next message's address would wait for that.
 type DynFrameFn = dyn Fn(&[u8], &mut Verdict) -> u64 + Send + Sync;
+type DynFormFn = dyn Fn(&[u8]) -> Option<QuickForm> + Send + Sync;
 type HeaderFn = fn(u64) -> Result<Header, FrameError>;
 type DynParserFactory = dyn Fn() -> Box<dyn Parser> + Send + Sync;
 
@@ -255,8 +277,8 @@ pub struct FrameFn {
     find: Arc<DynFrameFn>,
     /// What goes before a body, if that is known.
     header_for: Option<HeaderFn>,
-    /// What it says of the usual message.
-    quick_form: Option<QuickForm>,
+    /// What it says of messages like one.
+    form_like: Option<Arc<DynFormFn>>,
 }
 
 impl FrameFn {
@@ -264,7 +286,7 @@ impl FrameFn {
         Self {
             find: Arc::new(move |bytes, other| split(f(bytes), other)),
             header_for: None,
-            quick_form: None,
+            form_like: None,
         }
     }
 
@@ -279,14 +301,16 @@ impl FrameFn {
                 None => ask(&f, bytes, other),
             }),
             header_for: None,
-            quick_form: None,
+            form_like: None,
         }
     }
 
-    /// What it says of the usual message, if that is known.
+    /// What it says of messages like the one that these bytes begin with, if a form can say it. See
+    /// [`Framing::with_quick_forms`].
     #[must_use]
-    pub fn quick_form(&self) -> Option<QuickForm> {
-        self.quick_form
+    pub fn quick_form(&self, message: &[u8]) -> Option<QuickForm> {
+        let form_like = self.form_like.as_ref()?;
+        guarded(|| form_like(message))?
     }
 
     /// Calls the function; an error of errno `EIO` if that panicked.

@@ -377,7 +377,7 @@ mod tests {
     fn functions_have_quick_forms() {
         for protocol in protocols() {
             if let Framing::Closure(function) = protocol.framing() {
-                assert!(function.quick_form().is_some(), "{}", protocol.name());
+                assert!(function.quick_form(&[]).is_some(), "{}", protocol.name());
             }
         }
     }

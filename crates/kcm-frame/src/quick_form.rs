@@ -5,8 +5,12 @@
 //! parser programs) say of nearly all messages comes down to a field too, once something is ruled out that
 //! hardly any message is: the preface of HTTP/2, a fragment before the last of a record. Some lengths are
 //! a field and a part more: data rounded up to whole words, a mask that a bit tells of. Or they are
-//! counted in a unit that is no power of two. One [`Round`] of arithmetic says each of these. (Two would
-//! say a remainder, too, which no protocol known here has.)
+//! counted in a unit that is no power of two. One [`Round`] of arithmetic says each of these.
+//!
+//! What takes more than that (a length of so many bytes as another byte says, a remainder, a table) has a
+//! form all the same for messages that are alike: with the bits that make the difference as they are in
+//! this message, which is one exception more, for all others. So a framing gives its forms from a message
+//! ([`with_quick_forms`](crate::Framing::with_quick_forms)).
 
 use std::hint::cold_path;
 
@@ -102,7 +106,8 @@ impl Exception {
     }
 
     /// All but those with bits from `low` on, at most `span` above it; `span` is not all there is.
-    pub(crate) const fn all_but(bits: Bits, low: u64, span: u64) -> Self {
+    #[must_use]
+    pub const fn all_but(bits: Bits, low: u64, span: u64) -> Self {
         Self {
             bits,
             low: low.wrapping_add(span).wrapping_add(1),
@@ -113,7 +118,7 @@ impl Exception {
 
 /// A length in some bits of 8 bytes of the message, unless others of them make an exception; longer, in
 /// some protocols, by what a [`Round`] makes of others. For
-/// [`Framing::closure_with_quick_form`](crate::Framing::closure_with_quick_form).
+/// [`Framing::with_quick_forms`](crate::Framing::with_quick_forms).
 ///
 /// ```
 /// use kcm_frame::{Bits, Endian, Exception, QuickForm, Round};

@@ -82,7 +82,7 @@ impl Parser for Amqp {
     /// (Frames of 0-9-1 have an end that is looked at when they leave, and need a parser for that.)
     fn rest(&self) -> Option<Framing> {
         (self.phase == Phase::Frames10)
-            .then(|| Framing::closure_of_protocol(quick_form_10(), frame_10, None))
+            .then(|| Framing::closure_of_protocol(|_| Some(quick_form_10()), frame_10, None))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{Bits, Endian, FrameError, Framing, Header, Parser, QuickForm, Round,
 
 pub(super) fn framing() -> Framing {
     Framing::closure_of_protocol(
-        quick_form(),
+        |_| Some(quick_form()),
         |bytes| Iscsi.parse(bytes),
         Some(|len| Iscsi.header_for(len)),
     )

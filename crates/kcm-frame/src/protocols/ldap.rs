@@ -10,14 +10,42 @@ use crate::{Bits, Endian, Exception, FrameError, Framing, Header, Parser, QuickF
 
 pub(super) fn framing() -> Framing {
     Framing::closure_of_protocol(
-        quick_form(),
+        |message| Some(form_like(message)),
         |bytes| Ldap.parse(bytes),
         Some(|len| Ldap.header_for(len)),
     )
 }
 
+/// The form of messages whose length has as many bytes as this one's.
+fn form_like(message: &[u8]) -> QuickForm {
+    match *message {
+        [SEQUENCE, form, ..] if (1..=MOST_QUICK_BYTES).contains(&(form ^ LONG_FORM)) => {
+            long_form(form)
+        }
+        _ => short_form(),
+    }
+}
+
+/// The long form: the tag and this byte, then so many bytes of length as that says.
+fn long_form(form: u8) -> QuickForm {
+    let tag_and_form = Bits {
+        turn: 16,
+        mask: 0xffff,
+    };
+    let bits = 8 * u32::from(form ^ LONG_FORM);
+    let length = Bits {
+        turn: 16 + bits,
+        mask: (1 << bits) - 1,
+    };
+    let header = TAG_AND_FORM_BYTES as u64 + u64::from(form ^ LONG_FORM);
+    let value = u64::from(u16::from_be_bytes([SEQUENCE, form]));
+    QuickForm::new(0, Endian::Big, length, header)
+        .unless(Exception::all_but(tag_and_form, value, 0))
+        .expect("one exception")
+}
+
 /// The short form: the tag, and a zero bit behind it.
-fn quick_form() -> QuickForm {
+fn short_form() -> QuickForm {
     let tag_and_bit = Bits {
         turn: 9,
         mask: 0x1ff,
@@ -40,6 +68,9 @@ const LONG_FORM: u8 = 0x80;
 /// 64 bits, as the common encoders make no more.
 const TAG_AND_FORM_BYTES: usize = 2;
 const MOST_LENGTH_BYTES: usize = 8;
+
+/// The most of it that 8 bytes have room for, behind the tag and the form.
+const MOST_QUICK_BYTES: u8 = 6;
 
 impl Parser for Ldap {
     fn parse(&self, bytes: &[u8]) -> Verdict {
@@ -138,11 +169,18 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_form_says_what_the_function_says() {
+    fn quick_forms_say_what_the_function_says() {
         let framing = framing();
         quick::check(
             &framing,
-            &[(*b"\x30\0......", 2), (*b"\x30\x7f......", 129)],
+            &[
+                (*b"\x30\0......", 2),
+                (*b"\x30\x7f......", 129),
+                (*b"\x30\x81\xff.....", 258),
+                (*b"\x30\x82\x01\0....", 260),
+                (*b"\x30\x84\0\0\x01\x05..", 267),
+                (*b"\x30\x86\xff\0\0\0\0\x01", (0xff << 40) + 9),
+            ],
         );
     }
 }

@@ -8,10 +8,12 @@ use proptest::test_runner::TestRunner;
 
 use crate::{Framing, Verdict};
 
-/// Of these messages the form says the length; and of any bytes what the function says, or nothing.
+/// Of these messages the form that is found from each says the length; and each says of any bytes what the
+/// function says, or nothing. So does the form that is found from these.
 pub(super) fn check(framing: &Framing, usual: &[([u8; 8], u64)]) {
     for (bytes, len) in usual {
-        assert_eq!(length(framing, bytes), Some(*len), "{bytes:?}");
+        let length = length(framing, bytes, bytes);
+        assert_eq!(length, Some(*len), "{bytes:?}");
     }
     let config = ProptestConfig {
         failure_persistence: None,
@@ -19,7 +21,10 @@ pub(super) fn check(framing: &Framing, usual: &[([u8; 8], u64)]) {
     };
     TestRunner::new(config)
         .run(&nearly(usual), |bytes| {
-            length(framing, &bytes);
+            for (like, _) in usual {
+                length(framing, like, &bytes);
+            }
+            length(framing, &bytes, &bytes);
             Ok(())
         })
         .expect("they agree");
@@ -42,13 +47,13 @@ fn nearly(usual: &[([u8; 8], u64)]) -> impl Strategy<Value = Vec<u8>> + use<> {
     prop_oneof![1 => more(), 3 => changed]
 }
 
-/// If the form says something of these bytes, this, and that the function says the same.
-fn length(framing: &Framing, bytes: &[u8]) -> Option<u64> {
+/// If the form of this message says something of these bytes, this, and that the function says the same.
+fn length(framing: &Framing, message: &[u8], bytes: &[u8]) -> Option<u64> {
     let Framing::Closure(function) = framing else {
         panic!("it is a function");
     };
     let len = function
-        .quick_form()
+        .quick_form(message)
         .expect("it has one")
         .length_of(bytes)?;
     assert_eq!(function.parse(bytes), Verdict::message(len), "{bytes:?}");

@@ -12,7 +12,7 @@ use crate::{
 
 pub(super) fn framing() -> Framing {
     Framing::closure_of_protocol(
-        quick_form(),
+        |_| Some(quick_form()),
         |bytes| Rpc.parse(bytes),
         Some(|len| Rpc.header_for(len)),
     )

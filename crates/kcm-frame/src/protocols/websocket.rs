@@ -16,31 +16,51 @@ use crate::{
 
 pub(super) fn framing() -> Framing {
     Framing::closure_of_protocol(
-        quick_form(),
+        |message| Some(form_like(message)),
         |bytes| Websocket.parse(bytes),
         Some(|len| Websocket.header_for(len)),
     )
 }
 
-/// Frames whose length is in the second byte, with mask and without.
-fn quick_form() -> QuickForm {
+/// Frames whose length is as wide as this one's, with mask and without. (8 bytes of it leave no room for
+/// what says so.)
+fn form_like(message: &[u8]) -> QuickForm {
     let short = Bits {
         turn: 16,
         mask: (!MASKED).into(),
+    };
+    let (form, others) = match *message {
+        [first, second, ..] if first & CONTROL == 0 && second & !MASKED == LEN_IN_2_BYTES => {
+            let no_control = Bits {
+                mask: short.mask | u64::from(CONTROL) << 8,
+                ..short
+            };
+            let length = Bits {
+                turn: 32,
+                mask: 0xffff,
+            };
+            (
+                QuickForm::new(0, Endian::Big, length, SHORT_HEADER_BYTES + 2),
+                Exception::all_but(no_control, LEN_IN_2_BYTES.into(), 0),
+            )
+        }
+        _ => (
+            QuickForm::new(0, Endian::Big, short, SHORT_HEADER_BYTES),
+            Exception {
+                bits: short,
+                low: LEN_IN_2_BYTES.into(),
+                span: (LEN_IN_8_BYTES - LEN_IN_2_BYTES).into(),
+            },
+        ),
     };
     // From where it says 128 to where it says 4.
     let mask_bytes = Bits {
         turn: 16 - (MASKED.trailing_zeros() - MASK_BYTES.trailing_zeros()),
         mask: MASK_BYTES,
     };
-    let form = QuickForm::new(0, Endian::Big, short, SHORT_HEADER_BYTES);
-    form.unless(Exception {
-        bits: short,
-        low: LEN_IN_2_BYTES.into(),
-        span: (LEN_IN_8_BYTES - LEN_IN_2_BYTES).into(),
-    })
-    .and_then(|form| form.plus(mask_bytes, Round::NOTHING))
-    .expect("one exception, one term")
+    form.unless(others)
+        .and_then(|form| form.plus(mask_bytes, Round::NOTHING))
+        .expect("one exception, one term")
 }
 
 struct Websocket;
@@ -158,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_form_says_what_the_function_says() {
+    fn quick_forms_say_what_the_function_says() {
         let framing = framing();
         quick::check(
             &framing,
@@ -166,6 +186,8 @@ mod tests {
                 (*b"\x82\0......", 2),
                 (*b"\x81\x7d......", 127),
                 (*b"\x89\xfd......", 131),
+                (*b"\x82\x7e\x01\0....", 4 + 256),
+                (*b"\x01\xfe\xff\xff....", 4 + 4 + 65_535),
             ],
         );
     }
