@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kcm_frame::{Fixed, Framing, Verdict};
+use kcm_frame::{Fixed, Framing, QuickForm, Verdict};
 
 use crate::alu::low;
 use crate::interpreter::{Begun, Code, Left, Trap};
-use crate::recognise::{Meaning, recognise};
-use crate::verifier::{Figures, verify};
+use crate::recognise::{Meaning, form_like, recognise};
+use crate::verifier::{Figures, Verified, verify};
 use crate::{Insn, Result};
 
 /// A verified parser program.
@@ -51,7 +51,7 @@ struct Inner {
     insns: Vec<Insn>,
     code: Code,
     meaning: Option<Meaning>,
-    figures: Figures,
+    verified: Verified,
 }
 
 /// What a program says of a message.
@@ -78,7 +78,7 @@ impl Program {
         let inner = Inner {
             code: Code::new(&verified),
             meaning: recognise(&verified),
-            figures: verified.figures,
+            verified,
             insns,
         };
         Ok(Self {
@@ -123,24 +123,54 @@ impl Program {
             Some(Meaning::Tree(tree)) => {
                 let tree = Arc::clone(tree);
                 let ask = move |bytes: &[u8]| inner.answer(bytes, now_ns());
+                let (form, inner) = (tree.quick_form(), Arc::clone(&self.inner));
                 // (Each has a closure of its own, which is then part of what calls it.)
-                if !tree.has_short_way() {
-                    return Framing::closure(move |bytes| {
+                let framing = if tree.has_short_way() {
+                    let whole = Arc::clone(&tree);
+                    let plain = move |bytes: &[u8]| tree.length(bytes);
+                    let whole =
+                        move |bytes: &[u8]| whole.parse(bytes, || ask(bytes)).verdict(bytes.len());
+                    Framing::closure_with_short_way(plain, whole)
+                } else {
+                    Framing::closure(move |bytes| {
                         tree.parse(bytes, || ask(bytes)).verdict(bytes.len())
-                    });
-                }
-                let (form, whole) = (tree.quick_form(), Arc::clone(&tree));
-                let plain = move |bytes: &[u8]| tree.length(bytes);
-                let whole =
-                    move |bytes: &[u8]| whole.parse(bytes, || ask(bytes)).verdict(bytes.len());
-                return match form {
-                    Some(form) => Framing::closure_with_quick_form(form, plain, whole),
-                    None => Framing::closure_with_short_way(plain, whole),
+                    })
                 };
+                return framing.with_quick_forms(move |message| {
+                    let usual = form.filter(|form| form.length_of(message).is_some());
+                    let like = || inner.form_like(message);
+                    usual.or_else(like).or(form)
+                });
             }
             None => {}
         }
+        let like = Arc::clone(&self.inner);
         Framing::closure(move |bytes| inner.verdict(bytes, now_ns()))
+            .with_quick_forms(move |message| like.form_like(message))
+    }
+
+    /// What the program says of messages like the one that begins here, as far as that is in 8 bytes of it;
+    /// found by following it along the way of this message, which takes some microseconds. What the form
+    /// says of any bytes the program says, without key and class, whatever the time.
+    ///
+    /// ```
+    /// use kcm_bpf::{Insn, Program};
+    /// // Byte 0 says where the length is: r6 = r1; r0 = *(u8 *)skb[0]; r7 = r0; r0 = *(u8 *)skb[r7]; exit
+    /// let program = Program::verify(vec![
+    ///     Insn { code: 0xbf, dst: 6, src: 1, ..Insn::default() },
+    ///     Insn { code: 0x30, ..Insn::default() },
+    ///     Insn { code: 0xbf, dst: 7, src: 0, ..Insn::default() },
+    ///     Insn { code: 0x50, src: 7, ..Insn::default() },
+    ///     Insn { code: 0x95, ..Insn::default() },
+    /// ])?;
+    /// let form = program.quick_form(b"\x02.\x0a.......").ok_or("no form")?;
+    /// assert_eq!(form.length_of(b"\x02.\x0b......."), Some(11));
+    /// assert_eq!(form.length_of(b"\x01\x0a......."), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn quick_form(&self, message: &[u8]) -> Option<QuickForm> {
+        self.inner.form_like(message)
     }
 
     /// The instructions.
@@ -164,6 +194,10 @@ impl Program {
 }
 
 impl Inner {
+    fn form_like(&self, message: &[u8]) -> Option<QuickForm> {
+        form_like(&self.verified, message)
+    }
+
     #[inline(always)]
     fn verdict(&self, bytes: &[u8], now_ns: u64) -> Verdict {
         let first = match self.code.begin(bytes) {
@@ -265,7 +299,7 @@ impl fmt::Display for Account {
             states,
             longest,
             stack_bytes,
-        } = self.0.figures;
+        } = self.0.verified.figures;
         let insns = self.0.insns.len();
         writeln!(f, "instructions: {insns}, at most {longest} in one run")?;
         writeln!(

@@ -8,14 +8,18 @@
 //! Anything else is left to the interpreter: offsets that the message says, products of two fields,
 //! more ways than are worth it; where only some ways come to that, the others are a tree all the same.
 //!
+//! For messages that are like one another any program is a field as a rule: followed along the one way
+//! that a message takes ([`mod@trace`]), it has a form for all that take the same way ([`mod@like`]).
+//!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
-//! seen.rs       what is known on a way              round.rs      arithmetic with constants
-//! tree.rs       nodes as they are run
-//! tree/step.rs  one of them                         condition.rs  comparisons, as intervals
-//! tree/way.rs   the usual ones, in a row            field.rs      bits of the message, as fields
-//! tree/test.rs  a comparison in such a row          word.rs       fields, as they are read
-//!                                                   sum.rs        numbers, as they are run
+//! trace.rs      the one way of a message            round.rs      arithmetic with constants
+//! state.rs      registers and memory on a way       condition.rs  comparisons, as intervals
+//! seen.rs       what is known on a way              field.rs      bits of the message, as fields
+//! tree.rs       nodes as they are run               word.rs       fields, as they are read
+//! tree/step.rs  one of them                         sum.rs        numbers, as they are run
+//! tree/way.rs   the usual ones, in a row            length.rs     those that are in 8 bytes
+//! tree/test.rs  a comparison in such a row          like.rs       a quick form of a message's way
 //! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
@@ -27,10 +31,14 @@
 mod condition;
 mod field;
 mod follow;
+mod length;
+mod like;
 mod number;
 mod round;
 mod seen;
+mod state;
 mod sum;
+mod trace;
 mod tree;
 mod word;
 
@@ -44,6 +52,7 @@ use crate::alu::{Cmp, low};
 use crate::recognise::condition::{Comparison, compare};
 use crate::recognise::field::{Order, single};
 use crate::recognise::follow::{End, Node, Then, follow};
+pub(crate) use crate::recognise::like::form_like;
 use crate::recognise::number::Bit;
 pub(crate) use crate::recognise::number::Number;
 pub(crate) use crate::recognise::sum::Sum;

@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::forms::agrees_in_form;
 use common::generate::{Random, program, spoil};
 use common::{good_program, run, run_over};
 use kcm_bpf::{Insn, Program, classic, disassemble, elf, op::*};
@@ -30,10 +31,11 @@ fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
     }
 }
 
-/// What the quick form of a program says of a message, if there is one.
-fn quick_length(framing: &Framing, message: &[u8]) -> Option<u64> {
+/// What the quick form of a program's usual messages says of this one, if there is one.
+fn usual_length(framing: &Framing, message: &[u8]) -> Option<u64> {
     match framing {
-        Framing::Closure(function) => function.quick_form()?.length_of(message),
+        // (Of no message there is no other.)
+        Framing::Closure(function) => function.quick_form(&[])?.length_of(message),
         _ => None,
     }
 }
@@ -54,10 +56,11 @@ fn agrees(program: &Program, message: &[u8]) -> Result<(), TestCaseError> {
         (Verdict::NeedMore(_), Verdict::NeedMore(_)) => {}
         _ => prop_assert_eq!(interpreted, framed, "{:?}\n{}", message, listing()),
     }
-    if let Some(len) = quick_length(&framing, message) {
+    if let Some(len) = usual_length(&framing, message) {
         let quick = Verdict::message(len);
         prop_assert_eq!(interpreted, quick, "{:?}\n{}", message, listing());
     }
+    agrees_in_form(program, message)?;
     Ok(())
 }
 
@@ -561,7 +564,9 @@ proptest! {
 fn such_programs_are_often_recognised() {
     let is_tree = |program: &Program| program.account().to_string().contains("from fields");
     let has_term = |program: &Program| match program.framing() {
-        Framing::Closure(function) => format!("{:?}", function.quick_form()).contains("term: Some"),
+        Framing::Closure(function) => {
+            format!("{:?}", function.quick_form(&[])).contains("term: Some")
+        }
         _ => false,
     };
     let (branching, trees) = (of_1000(&branching(), is_tree), of_1000(&headers(), is_tree));
@@ -600,7 +605,7 @@ fn usual_messages_have_quick_forms() {
         let program = Program::verify(elf::load(&object, None).expect("good")).expect("safe");
         let message = [&message[..], &[0; 56]].concat();
         assert_eq!(
-            quick_length(&program.framing(), &message),
+            usual_length(&program.framing(), &message),
             len,
             "{name}: {message:?}"
         );
@@ -618,7 +623,7 @@ fn products_and_quotients_have_quick_forms_within_31_bits() {
         insns.extend(then.iter().map(|(code, imm)| insn(*code, 0, 0, 0, *imm)));
         insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
         let program = Program::verify(insns).expect("safe");
-        quick_length(&program.framing(), &[word.to_be_bytes(), [0; 4]].concat())
+        usual_length(&program.framing(), &[word.to_be_bytes(), [0; 4]].concat())
     };
     let product = [(ALU64 | MUL, 3), (ALU64 | ADD, 6)];
     assert_eq!(of_word(&product, 2), Some(12));

@@ -14,8 +14,8 @@ use crate::errno::{EIO, EPROTO};
 use crate::framing::FrameFn;
 use crate::parser::guarded;
 use crate::{
-    Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, QuickForm, Stateless, Varint,
-    Verdict,
+    Fault, Fixed, Frame, Framing, LengthField, Limits, Native, Parser, QuickForm, Stateless,
+    Varint, Verdict,
 };
 
 mod usual;

@@ -62,6 +62,20 @@ impl Term {
         Self { bits, then }
     }
 
+    /// The bits of the message that it comes from.
+    pub(super) fn packet_bits(&self) -> impl Iterator<Item = u32> {
+        self.bits.iter().filter_map(|bit| match bit {
+            Bit::Packet(at) => Some(*at),
+            _ => None,
+        })
+    }
+
+    /// What it is, if its bits are these.
+    fn value(&self, of: impl Fn(Bit) -> u64) -> u64 {
+        let bits = (0..).zip(self.bits).map(|(i, bit): (u32, _)| of(bit) << i);
+        (self.then.iter()).fold(bits.sum(), |value, round| round.of(value))
+    }
+
     /// No value of it is above this.
     fn most(&self) -> u64 {
         let mut most = 0;
@@ -159,11 +173,8 @@ impl Number {
 
     /// What it is, if its bits are these.
     pub(super) fn value(&self, of: impl Fn(Bit) -> u64) -> u64 {
-        let term = |term: &Term| {
-            let bits = (0..).zip(term.bits).map(|(i, bit): (u32, _)| of(bit) << i);
-            (term.then.iter()).fold(bits.sum(), |value, round| round.of(value))
-        };
-        let sum = (self.terms.iter()).fold(self.bias, |sum, next| sum.wrapping_add(term(next)));
+        let add = |sum: u64, term: &Term| sum.wrapping_add(term.value(&of));
+        let sum = self.terms.iter().fold(self.bias, add);
         if self.half { sum & LOW } else { sum }
     }
 
@@ -171,33 +182,39 @@ impl Number {
     pub(super) fn with_known(&self, known: impl Fn(u32) -> Option<bool>) -> Option<Self> {
         let mut sum = Self::constant(self.bias);
         for term in &self.terms {
-            let bits = term.bits.map(|bit| match bit {
-                Bit::Packet(at) => match known(at) {
-                    Some(false) => Bit::Zero,
-                    // (Something that is done to it cannot be done to its parts.)
-                    Some(true) if term.is_plain() => Bit::One,
-                    _ => bit,
-                },
-                bit => bit,
-            });
-            let mut part = Self::of_bits(bits);
-            for known in &mut part.terms {
-                known.then.clone_from(&term.then);
+            let (mut term, mut ones) = (term.clone(), 0);
+            for (i, bit) in term.bits.iter_mut().enumerate() {
+                let Bit::Packet(at) = *bit else { continue };
+                let Some(is_set) = known(at) else { continue };
+                ones |= u64::from(is_set) << i;
+                *bit = Bit::Zero;
             }
-            if part.terms.is_empty() && !term.is_plain() {
-                let value = Self {
-                    terms: vec![Term {
-                        bits,
-                        then: term.then.clone(),
-                    }],
-                    ..Self::constant(0)
-                };
-                part = Self::constant(value.value(|_| 0));
+            // What is known is added to the others, before all that is done with them.
+            let mut part = Self::constant(0);
+            match term.then.first_mut() {
+                Some(first) => first.add_before(ones),
+                None => part.bias = ones,
+            }
+            if term.bits.iter().all(|bit| *bit == Bit::Zero) {
+                part.bias = part.bias.wrapping_add(term.value(|_| 0));
+            } else {
+                part.terms.push(term);
             }
             sum = sum.plus(part)?;
         }
         sum.half = self.half;
         Some(sum)
+    }
+
+    /// The bits of the message that it comes from; some perhaps several times.
+    pub(super) fn packet_bits(&self) -> impl Iterator<Item = u32> {
+        (self.terms.iter()).flat_map(Term::packet_bits)
+    }
+
+    /// Whether it comes from the number of bytes that are there.
+    pub(super) fn is_of_len(&self) -> bool {
+        let mut bits = self.terms.iter().flat_map(|term| &term.bits);
+        bits.any(|bit| matches!(bit, Bit::Len(_)))
     }
 
     pub(super) fn of_bits(mut bits: Bits) -> Self {

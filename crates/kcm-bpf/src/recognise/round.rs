@@ -49,6 +49,11 @@ impl Round {
         self.0.plus = self.0.plus.wrapping_mul(times).wrapping_add(plus);
     }
 
+    /// The same of what is larger by this.
+    pub(super) fn add_before(&mut self, more: u64) {
+        self.0.plus = self.0.plus.wrapping_add(more.wrapping_mul(self.0.times));
+    }
+
     /// The same, and then these bits of it.
     pub(super) fn keep(&mut self, keep: u64) {
         self.0.keep &= keep << self.0.shift;
@@ -151,6 +156,9 @@ mod tests {
             prop_assert_eq!(round.of(value), expected);
             round.shift(again);
             prop_assert_eq!(round.of(value), expected >> again);
+            let of_sum = round.of(value.wrapping_add(plus));
+            round.add_before(plus);
+            prop_assert_eq!(round.of(value), of_sum);
         }
     }
 }

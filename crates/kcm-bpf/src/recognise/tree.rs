@@ -21,7 +21,9 @@ use kcm_frame::QuickForm;
 use crate::alu::low;
 use crate::program::{EFAULT, Outcome};
 use crate::recognise::follow::{Node, Then};
+pub(super) use crate::recognise::tree::step::Decision;
 use crate::recognise::tree::step::{Run, Step};
+pub(super) use crate::recognise::tree::test::Test;
 use crate::recognise::tree::way::{End, ShortEnd, Way};
 
 /// A program as decisions.

@@ -7,6 +7,7 @@
     reason = "no test needs all of it; registers are cut to 32 bits all the time"
 )]
 
+pub(crate) mod forms;
 pub(crate) mod generate;
 
 use std::io::Write;

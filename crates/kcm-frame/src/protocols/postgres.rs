@@ -67,7 +67,8 @@ impl Parser for Postgres {
     }
 
     fn rest(&self) -> Option<Framing> {
-        (!self.opening).then(|| Framing::closure_of_protocol(|_| Some(quick_form()), with_type, None))
+        (!self.opening)
+            .then(|| Framing::closure_of_protocol(|_| Some(quick_form()), with_type, None))
     }
 }
 

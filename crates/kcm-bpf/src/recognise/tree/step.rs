@@ -26,7 +26,7 @@ pub(super) enum Run {
 
 /// Whether `(sum - low) & keep` is not above `span`.
 #[derive(Clone, Debug)]
-pub(super) struct Decision {
+pub(in crate::recognise) struct Decision {
     pub(super) sum: Sum,
     pub(super) low: u64,
     /// All bits, or the low half.
@@ -75,7 +75,11 @@ impl Step {
 }
 
 impl Decision {
-    fn new(condition: &Condition, inside: usize, outside: usize) -> Option<Self> {
+    pub(in crate::recognise) fn new(
+        condition: &Condition,
+        inside: usize,
+        outside: usize,
+    ) -> Option<Self> {
         Some(Self {
             sum: Sum::new(&condition.number)?,
             low: condition.low,
@@ -92,7 +96,7 @@ impl Decision {
     }
 
     /// How many bytes must be there for it to be known from that, and whether it is then inside.
-    pub(super) fn known_by_len(&self) -> Option<(usize, bool)> {
+    pub(in crate::recognise) fn known_by_len(&self) -> Option<(usize, bool)> {
         /// With more, it would not often be known.
         const MAX_NEED: u32 = 64;
         let off = self.sum.most_off_len()?;

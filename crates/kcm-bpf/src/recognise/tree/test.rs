@@ -8,8 +8,8 @@ use crate::recognise::word::Word;
 
 /// Whether `word - low`, as numbers of 64 bits, is not above `span`.
 #[derive(Clone, Debug)]
-pub(super) struct Test {
-    pub(super) word: Word,
+pub(in crate::recognise) struct Test {
+    pub(in crate::recognise) word: Word,
     low: u64,
     span: u64,
     /// Where it goes on if so.
@@ -21,7 +21,7 @@ const ALL_BUT_ONE: u64 = u64::MAX - 1;
 
 impl Test {
     /// Whether it is inside, or outside, if that is not usual; nothing, if it takes more than a word.
-    pub(super) fn new(decision: &Decision, is_inside_usual: bool) -> Option<Self> {
+    pub(in crate::recognise) fn new(decision: &Decision, is_inside_usual: bool) -> Option<Self> {
         let (word, bias) = decision.sum.as_word()?;
         let (mut low, mut span) = (decision.low.wrapping_sub(bias), decision.span);
         if decision.keep == LOW {
@@ -51,7 +51,7 @@ impl Test {
     }
 
     /// The same, of a word from another offset on, and in this order.
-    pub(super) fn about(mut self, offset: usize, is_big: bool) -> Option<Self> {
+    pub(in crate::recognise) fn about(mut self, offset: usize, is_big: bool) -> Option<Self> {
         if let Some(word) = self.word.in_order(is_big) {
             self.word = word.moved_to(offset);
             return Some(self);
@@ -67,7 +67,7 @@ impl Test {
         Some(self)
     }
 
-    pub(super) const fn as_exception(&self) -> Exception {
+    pub(in crate::recognise) const fn as_exception(&self) -> Exception {
         Exception {
             bits: self.word.bits(),
             low: self.low,

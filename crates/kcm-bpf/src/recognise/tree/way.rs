@@ -19,20 +19,19 @@
 //! are one way, and the bit counts for so much ([`Way::both`]).
 
 use std::hint::cold_path;
-use std::iter;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-use kcm_frame::{Bits, Endian, QuickForm};
+use kcm_frame::QuickForm;
 
 use crate::alu::low;
 use crate::program::Outcome;
-use crate::recognise::number::LOW;
+use crate::recognise::length::{LONGEST, Length, join, with_sign};
 use crate::recognise::round::Round;
 use crate::recognise::sum::Sum;
 use crate::recognise::tree::step::{Decision, Labelled, Run, Step};
 use crate::recognise::tree::test::Test;
-use crate::recognise::word::{NO_BYTES, Word, word};
+use crate::recognise::word::{NO_BYTES, word};
 
 #[derive(Clone, Debug)]
 pub(super) struct Way {
@@ -67,14 +66,6 @@ enum Last {
     Step(usize),
 }
 
-/// Some bits, or none, and a constant; then perhaps others, each with something that is done with it.
-#[derive(Clone, Debug)]
-struct Length {
-    word: Word,
-    bias: u64,
-    more: Vec<(Word, Round)>,
-}
-
 /// Where a way leads to.
 pub(super) enum End {
     Outcome(Outcome),
@@ -96,9 +87,6 @@ pub(super) enum ShortEnd {
 
 /// Bytes that are read at once.
 const WORD_BYTES: usize = 8;
-
-/// The longest message of a program: its result has a sign.
-const LONGEST: u64 = i32::MAX as u64;
 
 impl Way {
     /// The way from a step on, of which the ways from those before it are known.
@@ -245,9 +233,7 @@ impl Way {
             .map(|test| test.about(offset, is_big))
             .collect::<Option<_>>()?;
         if let Last::Length(length) = &mut self.last {
-            for word in length.words_mut() {
-                *word = word.in_order(is_big)?.moved_to(offset);
-            }
+            length.move_to(offset, is_big)?;
         }
         (self.offset, self.is_big, self.bytes) = (offset, is_big, bytes.clone());
         Some(self)
@@ -260,29 +246,11 @@ impl Way {
 
     /// The same as a form, if it is no more than one can say.
     pub(super) fn quick_form(&self) -> Option<QuickForm> {
-        let Last::Length(Length { word, bias, more }) = &self.last else {
+        let Last::Length(length) = &self.last else {
             return None;
         };
-        let endian = if self.is_big {
-            Endian::Big
-        } else {
-            Endian::Little
-        };
-        // What the form says is below 2³¹ and the same sum, modulo 2³²: so it is the program's result, of
-        // which these bits count. That it says something, too, the upper bits of the field are left out,
-        // and a constant below zero is one in 64 bits.
-        let bits = Bits {
-            mask: word.mask() & LOW,
-            ..word.bits()
-        };
-        let bias = with_sign(*bias);
-        let form = QuickForm::new(self.offset, endian, bits, bias);
-        let form = form.up_to(LONGEST).needing(self.need);
-        let form = match more[..] {
-            [] => form,
-            [(word, round)] => form.plus(word.bits(), round.formula())?,
-            _ => return None,
-        };
+        let form = length.quick_form(self.offset, self.is_big)?;
+        let form = form.needing(self.need);
         (self.tests.iter()).try_fold(form, |form, test| form.unless(test.as_exception()))
     }
 
@@ -340,66 +308,10 @@ impl Way {
     }
 }
 
-fn join(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
-    a.start.min(b.start)..a.end.max(b.end)
-}
-
-/// The same number of 32 bits, of those below zero in 64.
-fn with_sign(number: u64) -> u64 {
-    i64::from(low(number).cast_signed()).cast_unsigned()
-}
-
 /// What a result says, if it is a length. (For no length, the general form knows what to say.)
 #[inline(always)]
 fn as_length(result: u64) -> Option<NonZeroU64> {
     NonZeroU64::new(low(result).into()).filter(|length| length.get() <= LONGEST)
-}
-
-impl Length {
-    /// Nothing, if a piece is none of the message, or more is done with it than a round says.
-    fn new(sum: &Sum) -> Option<Self> {
-        let mut length = Self {
-            word: Word::nothing(),
-            bias: sum.bias(),
-            more: Vec::new(),
-        };
-        for (word, rounds) in sum.words()? {
-            match *rounds {
-                [] if length.word == Word::nothing() => length.word = word,
-                [] => length.more.push((word, Round::NOTHING)),
-                [round] => length.more.push((word, round)),
-                _ => return None,
-            }
-        }
-        Some(length)
-    }
-
-    /// The order of the words; if not all have the same, they are no one way.
-    fn is_big(&self) -> bool {
-        match &self.more[..] {
-            [(word, _), ..] => word.is_big(),
-            [] => self.word.is_big(),
-        }
-    }
-
-    fn words_mut(&mut self) -> impl Iterator<Item = &mut Word> {
-        iter::once(&mut self.word).chain(self.more.iter_mut().map(|(word, _)| word))
-    }
-
-    /// What it is about; empty, if it is a constant.
-    fn bytes(&self) -> Range<usize> {
-        let words = iter::once(&self.word).chain(self.more.iter().map(|(word, _)| word));
-        words.fold(NO_BYTES, |both, word| join(&both, &word.bytes()))
-    }
-
-    #[inline(always)]
-    fn of_number(&self, word: u64) -> u64 {
-        let mut length = self.word.of_number(word).wrapping_add(self.bias);
-        for (part, round) in &self.more {
-            length = length.wrapping_add(round.of(part.of_number(word)));
-        }
-        length
-    }
 }
 
 /// Whether it is usual that the number is inside.
