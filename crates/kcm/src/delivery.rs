@@ -84,7 +84,7 @@ impl Mux {
         let in_order = psock.ordered.load(Ordering::Relaxed);
         if !rx.has_returned()
             && !rx.bytes().is_empty()
-            && let Some(walk) = self.lease(psock, &rx, state, in_order)
+            && let Some(walk) = self.lease(psock, &mut rx, state, in_order)
         {
             drop(rx);
             gather::begin(psock, self.socket_count() == 1, walk.began_ns());

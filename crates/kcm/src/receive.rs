@@ -21,7 +21,7 @@ use std::{
 mod room;
 mod single;
 
-use kcm_frame::{Assembler, Frame, Step};
+use kcm_frame::{Assembler, Frame, QuickForm, Step};
 use room::{keep_spare, owned};
 
 use crate::{
@@ -110,6 +110,12 @@ impl Rx {
             None => &[],
         };
         self.assembler.step(bytes)
+    }
+
+    /// What most messages from here on may be asked, if the framing has that; so many were received.
+    pub(crate) fn quick_form(&mut self, received: u64) -> Option<QuickForm> {
+        let bytes = self.buffer.as_ref()?.filled();
+        (self.assembler).quick_form(&bytes[self.position..], received)
     }
 
     /// Cuts the message off the front, of which a step has said that it is whole. While much

@@ -215,13 +215,11 @@ impl Mux {
     pub(crate) fn lease(
         &self,
         psock: &Arc<Psock>,
-        rx: &Rx,
+        rx: &mut Rx,
         state: &SocketState,
         in_order: bool,
     ) -> Option<Hand> {
-        let (Some(rule), Some(buffer)) = (rx.assembler.stateless(), rx.buffer()) else {
-            return None;
-        };
+        let rule = rx.assembler.stateless()?;
         let alone = self.psock_count() <= 1;
         // A function may find another connection's messages more urgent.
         if !alone && matches!(rule, Stateless::Closure(_)) {
@@ -244,7 +242,8 @@ impl Mux {
             return None;
         }
         rx.note_label(Label::PLAIN);
-        let position = rx.position;
+        let asked = Asked::of(&rule, rx, psock, max_message_bytes);
+        let (position, buffer) = (rx.position, rx.buffer()?);
         let mut credit = buffer.credit(position..buffer.len());
         let credit_at_start = credit.left();
         let leased = Leased {
@@ -265,7 +264,7 @@ impl Mux {
         credit.begin_walk();
         let mut hand = Hand {
             credit,
-            asked: Asked::of(&rule, max_message_bytes),
+            asked,
             rule,
             max_message_bytes,
             start: position,
@@ -282,14 +281,16 @@ impl Mux {
 }
 
 impl Asked {
-    fn of(rule: &Stateless, max_message_bytes: u64) -> Self {
+    fn of(rule: &Stateless, rx: &mut Rx, psock: &Psock, max_message_bytes: u64) -> Self {
         let asked = match rule {
             Stateless::Native(Native::Length(field)) => {
                 field.plain(max_message_bytes).map(Self::Plain)
             }
             Stateless::Native(_) => None,
-            Stateless::Closure(function) => {
-                (function.quick_form()).map(|form| Self::Form(form.up_to(max_message_bytes)))
+            Stateless::Closure(_) => {
+                let received = psock.counters.rx_messages.load(Ordering::Relaxed);
+                let form = rx.quick_form(received);
+                form.map(|form| Self::Form(form.up_to(max_message_bytes)))
             }
         };
         asked.unwrap_or(Self::Rule)

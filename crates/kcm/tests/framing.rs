@@ -40,11 +40,12 @@ fn quick() -> Framing {
         low: 40,
         span: 20,
     });
-    Framing::closure_with_quick_form(
-        form.expect("one exception"),
+    let form = form.expect("one exception");
+    Framing::closure_with_short_way(
         |bytes| NonZeroU64::new(load_and_add(bytes).try_into().ok()?),
         |bytes| Verdict::from_kernel(load_and_add(bytes), bytes.len()),
     )
+    .with_quick_forms(move |_| Some(form))
 }
 
 /// The "load 32 bits at 0, add 4" program: 0 where the load is out of range.
