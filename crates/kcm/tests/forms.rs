@@ -180,7 +180,7 @@ fn forms_are_asked_for_seldom() {
             message[1] = len as u8;
             message
         };
-        // A kind that no message before it had.
+        // Each of another kind: it is asked for after 256 of them, then 512, ...
         let each = |n: u64| message(n as u8, 20 + n as usize % 50);
         let messages: Vec<_> = (0..COUNT).map(each).collect();
         all_come(&mux(), &messages, &mut random);
