@@ -216,7 +216,8 @@ fn such_programs_mostly_have_forms() {
         let Ok(program) = Program::verify(program(&mut Random(seed))) else {
             continue;
         };
-        let message: Vec<u8> = (0..64).map(|_| random.next() as u8 & 0x83).collect();
+        let bytes = (0..8).flat_map(|_| random.next().to_le_bytes());
+        let message: Vec<u8> = bytes.map(|byte| byte & 0x83).collect();
         let outcome = program.run(&message, 0);
         if outcome.result > 0 && outcome.key.is_none() && outcome.class.is_none() {
             lengths += 1;

@@ -18,9 +18,9 @@
 //! place in the stack. What no bits of the message say cannot be pinned: the time, and the number of
 //! bytes that are there, of which only "at least so many" holds for others too.
 //!
-//! ([`mod@super::like`] makes a form of it. To fill a cache from the bytes of a header to its length
-//! was the alternative: a hit takes a hash and a load, three times what a form takes, and lengths
-//! that change are many entries.)
+//! ([`mod@super::like`] makes a form of it. A table from headers to lengths was the alternative: each
+//! length would be an entry of its own, and something would have to be asked before that to know which
+//! bytes are the header.)
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
