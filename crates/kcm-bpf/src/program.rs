@@ -98,7 +98,8 @@ impl Program {
     ///
     /// A program that is a length field in other words, for all bytes there can be, becomes that
     /// length field; in 32 bits, if some value of the field makes a difference (a sum that overflows,
-    /// a length below the header's). All others are interpreted.
+    /// a length below the header's). All others are interpreted, and have
+    /// [quick forms](Self::quick_form) for messages that are like one another.
     #[must_use]
     pub fn framing(&self) -> Framing {
         self.framing_with_clock(|| 0)

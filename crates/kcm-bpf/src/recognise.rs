@@ -13,13 +13,14 @@
 //!
 //! ```text
 //! follow.rs     all ways of a program: nodes        number.rs     numbers, as bits of the message
-//! trace.rs      the one way of a message            round.rs      arithmetic with constants
-//! state.rs      registers and memory on a way       condition.rs  comparisons, as intervals
-//! seen.rs       what is known on a way              field.rs      bits of the message, as fields
-//! tree.rs       nodes as they are run               word.rs       fields, as they are read
-//! tree/step.rs  one of them                         sum.rs        numbers, as they are run
-//! tree/way.rs   the usual ones, in a row            length.rs     those that are in 8 bytes
-//! tree/test.rs  a comparison in such a row          like.rs       a quick form of a message's way
+//! trace.rs      the one way of a message            term.rs       parts of them
+//! state.rs      registers and memory on a way       round.rs      arithmetic with constants
+//! seen.rs       what is known on a way              condition.rs  comparisons, as intervals
+//! tree.rs       nodes as they are run               field.rs      bits of the message, as fields
+//! tree/step.rs  one of them                         word.rs       fields, as they are read
+//! tree/way.rs   the usual ones, in a row            sum.rs        numbers, as they are run
+//! tree/test.rs  a comparison in such a row          length.rs     those that are in 8 bytes
+//! like.rs       a quick form of a message's way
 //! ```
 //!
 //! A pattern list over opcodes was the alternative. It recognises what its author has seen.
@@ -38,6 +39,7 @@ mod round;
 mod seen;
 mod state;
 mod sum;
+mod term;
 mod trace;
 mod tree;
 mod word;

@@ -410,6 +410,30 @@ mod tests {
     }
 
     #[test]
+    fn functions_have_forms_and_other_framings_none() {
+        let form_like = |message: &[u8]| {
+            assert!(!message.is_empty(), "a panic is no form");
+            let byte = crate::Bits {
+                turn: 8,
+                mask: 0xff,
+            };
+            Some(QuickForm::new(0, crate::Endian::Big, byte, 0))
+        };
+        let Framing::Closure(plain) = Framing::closure(|_| Verdict::NeedMore(0)) else {
+            panic!("it is a function");
+        };
+        assert_eq!(plain.quick_form(&[1]), None);
+        let Framing::Closure(function) = Framing::Closure(plain).with_quick_forms(form_like) else {
+            panic!("it is still one");
+        };
+        assert_eq!(function.quick_form(&[1]), form_like(&[1]));
+        assert_eq!(function.quick_form(&[]), None);
+        let native: Native = "u16le-3".parse().expect("a good specification");
+        let framing = Framing::from(native).with_quick_forms(form_like);
+        assert_eq!(framing.native(), Some(native));
+    }
+
+    #[test]
     fn functions_are_shown_by_name_only() {
         let closure = Framing::closure(|_| Verdict::NeedMore(0));
         assert_eq!(format!("{closure:?}"), "Closure(FrameFn(..))");

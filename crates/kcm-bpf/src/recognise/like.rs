@@ -12,8 +12,9 @@ use kcm_frame::{Bits, Exception, QuickForm};
 
 use crate::recognise::condition::Condition;
 use crate::recognise::length::Length;
-use crate::recognise::number::{Number, Term};
+use crate::recognise::number::Number;
 use crate::recognise::sum::Sum;
+use crate::recognise::term::Term;
 use crate::recognise::trace::{Trace, trace};
 use crate::recognise::tree::{Decision, Test};
 use crate::recognise::word::Word;

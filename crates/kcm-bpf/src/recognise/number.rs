@@ -9,7 +9,8 @@
 //! Nothing here is an approximation: an operation gives the number, or nothing.
 
 use crate::alu::{Alu, Swap};
-use crate::recognise::round::{Round, divisor};
+use crate::recognise::round::Round;
+use crate::recognise::term::Term;
 
 /// A bit of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +26,6 @@ pub(super) enum Bit {
 
 /// The least significant bit first.
 pub(super) type Bits = [Bit; 64];
-
-/// Bits, and what is done with their number, one after the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Term {
-    pub(super) bits: Bits,
-    pub(super) then: Vec<Round>,
-}
 
 /// Most rounds of a term. With more of them it is instructions again.
 const MAX_ROUNDS: usize = 4;
@@ -50,78 +44,6 @@ pub(crate) struct Number {
 }
 
 pub(super) const LOW: u64 = 0xffff_ffff;
-
-impl Term {
-    /// Nothing but bits.
-    pub(super) fn is_plain(&self) -> bool {
-        self.then.is_empty()
-    }
-
-    fn plain(bits: Bits) -> Self {
-        let then = Vec::new();
-        Self { bits, then }
-    }
-
-    /// The bits of the message that it comes from.
-    pub(super) fn packet_bits(&self) -> impl Iterator<Item = u32> {
-        self.bits.iter().filter_map(|bit| match bit {
-            Bit::Packet(at) => Some(*at),
-            _ => None,
-        })
-    }
-
-    /// What it is, if its bits are these.
-    fn value(&self, of: impl Fn(Bit) -> u64) -> u64 {
-        let bits = (0..).zip(self.bits).map(|(i, bit): (u32, _)| of(bit) << i);
-        (self.then.iter()).fold(bits.sum(), |value, round| round.of(value))
-    }
-
-    /// No value of it is above this.
-    fn most(&self) -> u64 {
-        let mut most = 0;
-        for (i, bit) in self.bits.iter().enumerate() {
-            most |= u64::from(*bit != Bit::Zero) << i;
-        }
-        self.then
-            .iter()
-            .fold(most, |most, round| round.most_after(most))
-    }
-
-    /// The product, modulo 2⁶⁴.
-    fn times(&mut self, by: u64) {
-        if self.is_plain() && by.is_power_of_two() {
-            let (bits, places) = (self.bits, by.trailing_zeros() as usize);
-            let moved = |i: usize| i.checked_sub(places).map_or(Bit::Zero, |i| bits[i]);
-            self.bits = std::array::from_fn(moved);
-        } else {
-            self.times_plus(by, 0);
-        }
-    }
-
-    fn times_plus(&mut self, times: u64, plus: u64) {
-        match self.then.last_mut() {
-            Some(last) if last.is_open() => last.times_plus(times, plus),
-            _ => self.then.push(Round::new(times, plus)),
-        }
-    }
-
-    fn keep(&mut self, keep: u64) {
-        self.last().keep(keep);
-    }
-
-    fn shift(&mut self, by: u32) {
-        self.last().shift(by);
-    }
-
-    /// The last round; one is begun if there is none.
-    fn last(&mut self) -> &mut Round {
-        if self.then.is_empty() {
-            self.then.push(Round::NOTHING);
-        }
-        let last = self.then.len() - 1;
-        &mut self.then[last]
-    }
-}
 
 impl Number {
     pub(crate) const fn constant(value: u64) -> Self {
@@ -392,8 +314,8 @@ impl Number {
             }
             Alu::Rsh => term.shift(amount(wide, by)?),
             Alu::Arsh if most < sign => term.shift(amount(wide, by)?),
-            Alu::Div if most <= LOW => divide(&mut term, by)?,
-            Alu::SDiv if has_no_sign && most <= LOW => divide(&mut term, by)?,
+            Alu::Div if most <= LOW => term.divide(by)?,
+            Alu::SDiv if has_no_sign && most <= LOW => term.divide(by)?,
             // What is left of it is it, less the whole parts.
             Alu::Mod if most <= LOW => return Self::of_term(term)?.remainder(by),
             Alu::SMod if has_no_sign && most <= LOW => return Self::of_term(term)?.remainder(by),
@@ -405,7 +327,7 @@ impl Number {
     /// What a division leaves of a number of 32 bits.
     fn remainder(self, by: u64) -> Option<Self> {
         let mut whole = self.terms.first()?.clone();
-        divide(&mut whole, by)?;
+        whole.divide(by)?;
         self.plus(Self::of_term(whole)?.times(by.wrapping_neg()))
     }
 
@@ -516,12 +438,4 @@ impl Number {
 /// The amount of a shift, which is below the width.
 fn amount(wide: bool, by: u64) -> Option<u32> {
     u32::try_from(by & if wide { 63 } else { 31 }).ok()
-}
-
-/// The quotient of a number of 32 bits.
-fn divide(term: &mut Term, by: u64) -> Option<()> {
-    let (times, plus, shift) = divisor(u32::try_from(by).ok()?)?;
-    term.times_plus(times, plus);
-    term.shift(shift);
-    Some(())
 }
