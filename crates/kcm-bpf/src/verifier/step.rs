@@ -144,7 +144,10 @@ fn arithmetic(
             is => is,
         },
     };
-    if alu == Alu::Mov && wide {
+    // With an upper half of zero, the lower one is the whole.
+    let is_short = |is: &Scalar| is.u.greatest <= u64::from(u32::MAX);
+    let copies = wide || matches!(&by, Reg::Number { is, .. } if is_short(is));
+    if alu == Alu::Mov && copies {
         let mut copy = by;
         if let (Reg::Number { is, id: 0 }, Operand::Reg(reg)) = (by, src)
             && is.as_constant().is_none()

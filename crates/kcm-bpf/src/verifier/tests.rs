@@ -298,6 +298,14 @@ fn an_index_must_have_a_bound() {
     let mut copied = indexed(copy(3, 0));
     copied.insert(5, insn(JMP | JGT, 3, 0, 3, 7));
     accepted(&copied);
+    // So is a copy of its lower half, where the upper one is zero: newer clangs copy so.
+    copied[4] = insn(ALU | MOV | X, 3, 0, 0, 0);
+    accepted(&copied);
+    copied[5] = insn(JMP32 | JGT, 3, 0, 3, 7);
+    accepted(&copied);
+    copied[3] = load(DW, 0, 6, 48);
+    let reg = 2;
+    refused(&copied, 7, Reason::PointerOutOfRange { reg });
 }
 
 #[test]

@@ -414,10 +414,21 @@ impl Maker<'_> {
             return;
         }
         let class = self.random.pick(&[JMP, JMP32]);
-        if class == JMP32 {
+        if class == JMP32 || self.random.one_in(2) {
             self.emit(ALU | MOV | X, index, index, 0, 0);
         }
-        self.emit(class | JGT, index, 0, 4, 7);
+        // What is compared may be a copy of what is used.
+        let copy = self.target();
+        let compared = match copy == index || copy == place || self.random.one_in(2) {
+            true => index,
+            false => {
+                let width = self.random.pick(&[ALU, ALU64]);
+                self.emit(width | MOV | X, copy, index, 0, 0);
+                self.numbers |= 1 << copy;
+                copy
+            }
+        };
+        self.emit(class | JGT, compared, 0, 4, 7);
         self.emit(ALU64 | MOV | X, place, FP, 0, 0);
         self.emit(ALU64 | ADD | X, place, index, 0, 0);
         self.emit(LDX | MEM | B, place, place, -8, 0);
