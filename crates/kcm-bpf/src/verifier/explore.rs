@@ -103,7 +103,15 @@ struct Path {
 #[derive(Clone, Default)]
 struct Kept {
     open: Vec<usize>,
-    closed: Vec<usize>,
+    closed: Vec<Closed>,
+}
+
+/// A closed checkpoint, and how often it has covered a state or has not.
+#[derive(Clone, Copy)]
+struct Closed {
+    index: usize,
+    hits: usize,
+    misses: usize,
 }
 
 struct Checkpoint {
@@ -117,6 +125,12 @@ struct Checkpoint {
     /// Most instructions from here to an end, of those paths that have ended.
     longest: usize,
 }
+
+/// How many misses a closed checkpoint may have for each hit, and before the first. One that has more
+/// is not compared with any longer, as in the kernel: behind a loop of thousands of rounds that each
+/// leave another number, none covers any, and comparing all with all would take longer than to follow
+/// them.
+const MISSES_PER_HIT: usize = 16;
 
 /// How many rounds of a loop are compared with the next one. One would do for most; a loop can also
 /// go back and forth between a few states.
@@ -174,7 +188,7 @@ impl Explorer<'_> {
     /// At an instruction where paths come together: how many instructions can follow at most, if
     /// that is known; else the state is kept.
     fn look_up(&mut self, path: &mut Path) -> Result<Option<usize>, Rejection> {
-        let Kept { open, closed } = &self.kept[path.at];
+        let Kept { open, closed } = &mut self.kept[path.at];
         let (flow, at, work) = (self.flow, path.at, &mut self.compared);
         let mut compare_with = |index: usize, how| {
             let old: &Checkpoint = &self.checkpoints[index];
@@ -187,10 +201,14 @@ impl Explorer<'_> {
             return Err(Rejection::at(path.at, Reason::EndlessLoop).with_registers(registers));
         }
         // The newest first: paths come back first to where they went apart last.
-        let mut newest = closed.iter().rev().copied();
-        if let Some(index) = newest.find(|&index| compare_with(index, How::Covered)) {
-            return Ok(Some(self.checkpoints[index].longest));
+        for checkpoint in closed.iter_mut().rev() {
+            if compare_with(checkpoint.index, How::Covered) {
+                checkpoint.hits += 1;
+                return Ok(Some(self.checkpoints[checkpoint.index].longest));
+            }
+            checkpoint.misses += 1;
         }
+        closed.retain(|checkpoint| checkpoint.misses <= MISSES_PER_HIT * (checkpoint.hits + 1));
         if self.compared > MAX_COMPARED {
             return Err(too_complex(path.at, "comparisons of states", MAX_COMPARED));
         }
@@ -229,7 +247,11 @@ impl Explorer<'_> {
             let kept = &mut self.kept[checkpoint.at];
             let closed = kept.open.pop();
             debug_assert_eq!(closed, Some(index), "the last one closes first");
-            kept.closed.push(index);
+            kept.closed.push(Closed {
+                index,
+                hits: 0,
+                misses: 0,
+            });
             total = checkpoint.taken + checkpoint.longest;
             last = checkpoint.before;
         }

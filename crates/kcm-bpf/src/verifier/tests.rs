@@ -441,6 +441,30 @@ fn loops_must_be_seen_to_end() {
     }
 }
 
+/// A loop that leaves another number each time that it may be left, behind which paths come together:
+/// no state there covers another, and that must not cost more than to follow them all.
+#[test]
+fn a_loop_of_many_ends_is_followed() {
+    let insns = [
+        SAVE_CTX,
+        load(W, 8, 6, 0),
+        insn(JMP | JLT, 8, 0, 1, 3000),
+        set(8, 3000),
+        set(9, 0),
+        set(1, 0),
+        store(DW, 10, 1, -8),
+        insn(JMP | JEQ | X, 9, 8, 5, 0),
+        insn(LD | IND | B, 0, 9, 0, 0),
+        add(9, 1),
+        insn(JMP | JNE, 0, 0, -4, 10),
+        store(DW, 10, 9, -8),
+        insn(JMP | JA, 0, 0, 0, 0),
+        load(DW, 0, 10, -8),
+        EXIT_,
+    ];
+    assert!(accepted(&insns).steps < 50_000);
+}
+
 /// Sides of branches that only differ in a result need not be followed twice, so 60 branches in a
 /// row are not 2⁶⁰ paths.
 #[test]
