@@ -233,6 +233,13 @@ impl Scalar {
                 if a.u.greatest.leading_zeros() >= greatest {
                     r.u = Range::new(a.u.least << least, a.u.greatest << greatest);
                 }
+                if (least, greatest) == (32, 32) {
+                    // Only the lower half counts. Compilers cut and extend numbers so, where they
+                    // have no instructions of 32 bits.
+                    let (u32, s32) = (a.u32, a.s32);
+                    r.u = Range::new(u64::from(u32.least) << 32, u64::from(u32.greatest) << 32);
+                    r.s = Range::new(i64::from(s32.least) << 32, i64::from(s32.greatest) << 32);
+                }
             }
             Alu::Rsh => {
                 if constant {

@@ -151,6 +151,21 @@ fn going_below_zero_in_32_bits_keeps_its_bounds() {
     assert_eq!(less.sign_extend(32, true).s, Range::new(-1, 9));
 }
 
+/// As clang cuts and extends numbers where it has no instructions of 32 bits.
+#[test]
+fn shifted_up_and_down_only_the_lower_half_is_left() {
+    let by = |alu, set: &Scalar| Scalar::alu(alu, true, set, &Scalar::constant(32));
+    let three_to_fifteen = Scalar::alu(Alu::Add, true, &Scalar::up_to(12), &Scalar::immediate(3));
+    // Less 2, with a carry out of the lower half.
+    let two = Scalar::constant(0xffff_fffe);
+    let less = Scalar::alu(Alu::Add, true, &three_to_fifteen, &two);
+    let shifted = by(Alu::Lsh, &less);
+    assert_eq!(by(Alu::Rsh, &shifted).u, Range::new(1, 13));
+    let below = Scalar::alu(Alu::Sub, true, &Scalar::up_to(10), &Scalar::constant(4));
+    let shifted = by(Alu::Lsh, &below.low_half());
+    assert_eq!(by(Alu::Arsh, &shifted).s, Range::new(-4, 6));
+}
+
 #[test]
 fn what_cannot_be_is_seen() {
     let a = Scalar::up_to(10);
