@@ -28,7 +28,9 @@ const SEED: u64 = 1;
 fn is_meant(reason: &Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::PointerLeak { .. } => "root may see pointers as numbers",
-        Reason::UninitialisedStack { .. } => "root may read stack that was never written",
+        Reason::UninitialisedStack { .. } | Reason::UnwrittenBuffer { .. } => {
+            "root may read stack that was never written"
+        }
         Reason::PointerInPieces { .. } => "root may read parts of stored pointers",
         Reason::NegativeOffset => "a packet has link and network headers",
         Reason::Unsupported(_) => "atomics, maps, kernel functions, may_goto",

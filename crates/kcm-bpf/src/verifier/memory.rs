@@ -130,7 +130,7 @@ pub(crate) fn helper_buffer(
         // What the helper may leave alone must be there already.
         for at in least..greatest + i64::try_from(greatest_size).unwrap_or(0) {
             if !is_written(state, depth, at) {
-                return Err(Reason::UninitialisedStack {
+                return Err(Reason::UnwrittenBuffer {
                     offset: least,
                     size: greatest_size,
                 });

@@ -156,6 +156,14 @@ pub enum Reason {
         /// How many bytes are read.
         size: u64,
     },
+    /// A helper may leave alone bytes of its buffer on the stack that hold nothing on this path: where
+    /// it writes to, or how much, is not one number.
+    UnwrittenBuffer {
+        /// Where the buffer begins, in bytes from the frame's end; below zero.
+        offset: i64,
+        /// How many bytes are written at most.
+        size: u64,
+    },
     /// A pointer would be seen as a number: returned, stored outside of the stack, calculated with,
     /// compared.
     PointerLeak {
@@ -284,6 +292,11 @@ impl fmt::Display for Reason {
             Self::UninitialisedStack { offset, size } => write!(
                 f,
                 "{size} bytes at fp{offset:+} are read, but not all were written on this path"
+            ),
+            Self::UnwrittenBuffer { offset, size } => write!(
+                f,
+                "up to {size} bytes at fp{offset:+} are written, and the others hold nothing on this \
+                 path: fill the buffer with zeros first"
             ),
             Self::PointerLeak { reg, what } => write!(f, "r{reg} is a pointer: {what}"),
             Self::PointerOutOfRange { reg } => {

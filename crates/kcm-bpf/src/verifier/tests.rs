@@ -403,6 +403,13 @@ fn helpers_get_what_they_take() {
             size,
         },
     );
+    // Of a buffer that is filled in part, the rest must hold something already.
+    let mut part = load_bytes(insn(ALU64 | AND, 4, 0, 0, 3));
+    part.splice(3..3, [load(W, 4, 1, 0), insn(ALU64 | OR, 4, 0, 0, 1)]);
+    let (offset, size) = (-8, 3);
+    refused(&part, 6, Reason::UnwrittenBuffer { offset, size });
+    part.splice(0..0, [set(2, 0), store(DW, 10, 2, -8)]);
+    accepted(&part);
     refused(&[helper(7), EXIT_], 0, Reason::Helper { number: 7 });
     for (number, name) in [
         (1, "bpf_map_lookup_elem#1:"),
