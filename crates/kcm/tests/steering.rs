@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    io::Read as _,
     net::TcpStream,
     panic,
     sync::{
@@ -121,6 +122,44 @@ fn a_message_tells_its_key_and_class() {
         write(&peer, &message(b"plain"));
         let plain = soon(&mut socket);
         assert_eq!((plain.key(), plain.class()), (None, 0));
+    });
+}
+
+/// A program leaves both in its context, and they come through whichever form it runs in.
+#[test]
+fn a_programs_key_and_class_come_through() {
+    const OBJECT: &[u8] = include_bytes!("../../kcm-bpf/tests/objects/steering.o");
+    bounded(20, || {
+        let insns = kcm_bpf::elf::load(OBJECT, None).expect("an object");
+        let program = kcm_bpf::Program::verify(insns).expect("a program");
+        // A call of Thrift: its key is the name's beginning, its class 1 where it is short.
+        let call = |n: u32| {
+            let body_len = if n.is_multiple_of(3) { 1100 } else { 30 };
+            let mut bytes = u32::to_be_bytes(body_len).to_vec();
+            bytes.extend([0x80, 1, 0, 1, 0, 0, 0, 4]);
+            bytes.extend((n % 5).to_be_bytes());
+            bytes.resize(bytes.len() + body_len as usize - 12, 0);
+            bytes
+        };
+        for framing in [program.framing(), program.interpreted()] {
+            let mux = Multiplexor::builder(framing).build().expect("a mux");
+            let mut socket = mux.socket().expect("a socket");
+            let (_, mut peer) = attached(&mux);
+            write(&peer, &(0..100).flat_map(call).collect::<Vec<_>>());
+            for n in 0..100 {
+                let message = soon(&mut socket);
+                assert_eq!(message[..], call(n), "{n}");
+                let class = u8::from(!n.is_multiple_of(3));
+                assert_eq!((message.key(), message.class()), (Some(n % 5), class));
+            }
+            // The answer with its key is for who asked.
+            let mut asker = mux.socket().expect("a socket");
+            asker.send_keyed(4, &call(4)).expect("sent");
+            let mut question = call(4);
+            peer.read_exact(&mut question).expect("the question");
+            write(&peer, &question);
+            assert_eq!(soon(&mut asker).key(), Some(4));
+        }
     });
 }
 
