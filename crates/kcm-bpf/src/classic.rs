@@ -63,7 +63,8 @@ pub fn parse_text(text: &str) -> Result<Vec<SockFilter>> {
     let mut pieces = pieces.filter(|piece| !piece.is_empty());
     let head = pieces.next().unwrap_or_default();
     let count: usize = head.parse().map_err(|_| {
-        let problem = "the number of instructions should stand first, as tcpdump -ddd prints it";
+        let problem = "the number of instructions should stand first, and before a line's end or a \
+                       comma, as tcpdump -ddd prints it";
         text_error(head, problem)
     })?;
     if count == 0 {

@@ -21,6 +21,7 @@ fn what_tcpdump_prints_is_read() {
 fn text_that_is_none_is_shown() {
     let cases = [
         ("", "\"\": the number of instructions should stand first"),
+        ("1 6 0 0 0", "first, and before a line's end or a comma"),
         ("ldh [0]", "\"ldh [0]\": the number of instructions"),
         ("48 0 0 0", "\"48 0 0 0\": the number of instructions"),
         ("2,6 0 0 1", "\"2\": so many instructions should follow"),
