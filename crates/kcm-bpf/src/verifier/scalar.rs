@@ -116,7 +116,16 @@ impl Scalar {
             return Self::constant(alu.eval(wide, a, b));
         }
         if wide {
-            return Self::alu64(alu, a, b, 63);
+            let mut r = Self::alu64(alu, a, b, 63);
+            let has_carry = r.u.least >> 32 != r.u.greatest >> 32;
+            if has_carry && matches!(alu, Alu::Add | Alu::Sub) {
+                // The lower half comes of the lower halves, whatever there is above.
+                let half = Self::alu(alu, false, a, b);
+                r.u32.meet(half.u32.least, half.u32.greatest);
+                r.s32.meet(half.s32.least, half.s32.greatest);
+                r = r.consistent();
+            }
+            return r;
         }
         // Shifts count modulo 32; their amount is no number with a sign.
         let unsigned = || Self::alu64(alu, &a.low_half(), &b.low_half(), 31).low_half();

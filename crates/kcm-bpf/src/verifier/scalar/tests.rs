@@ -166,6 +166,17 @@ fn shifted_up_and_down_only_the_lower_half_is_left() {
     assert_eq!(by(Alu::Arsh, &shifted).s, Range::new(-4, 6));
 }
 
+/// As in a loop that counts 64 bits and compares 32.
+#[test]
+fn a_sum_keeps_the_bounds_of_its_lower_half() {
+    let six = Scalar::constant(6);
+    let (below, _) = Scalar::assume(Cmp::Lt, false, &Scalar::UNKNOWN, &six).expect("possible");
+    let more = Scalar::alu(Alu::Add, true, &below, &Scalar::constant(1));
+    assert_eq!(more.u32, Range::new(1, 6));
+    let less = Scalar::alu(Alu::Sub, true, &below, &Scalar::constant(1));
+    assert_eq!(less.s32, Range::new(-1, 4));
+}
+
 #[test]
 fn what_cannot_be_is_seen() {
     let a = Scalar::up_to(10);
