@@ -38,7 +38,8 @@ pub(crate) struct Code {
     /// What a run begins with, if that is a load from the message.
     first: Option<Formula>,
     /// Where it goes on: behind moves that change nothing, for all registers but the frame pointer
-    /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads.)
+    /// are 0 at first. (Nearly every program begins with `r6 = r1`, for its packet loads; those that were
+    /// classic clear their registers.)
     start: usize,
     frame: Frame,
     /// Jumps back and calls that a run may take.
@@ -285,7 +286,11 @@ impl Code {
         let mut steps: Vec<Step> = steps.collect();
         let formulas = Formula::all(&verified.ops, &mut steps);
         let is_idle = |step: &&Step| {
-            step.kind == Kind::Mov64 && step.imm == 0 && step.src != op::FP && step.dst != op::FP
+            let moves = matches!(
+                step.kind,
+                Kind::Mov64 | Kind::Mov32 | Kind::Mov64K | Kind::Mov32K
+            );
+            moves && step.imm == 0 && step.src != op::FP && step.dst != op::FP
         };
         let start = steps.iter().take_while(is_idle).count();
         let first = match steps.get(start) {
