@@ -92,16 +92,6 @@ fn walk(stream: &[u8], rule: &Stateless) -> u64 {
     total
 }
 
-fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
-    Insn {
-        code,
-        dst,
-        src,
-        off,
-        imm,
-    }
-}
-
 fn verified(insns: &[Insn]) -> Program {
     Program::verify(insns.to_vec()).expect("a safe program")
 }
@@ -120,30 +110,30 @@ macro_rules! object {
 }
 
 fn contenders() -> Vec<Contender> {
-    let save = insn(op::ALU64 | op::MOV | op::X, op::CTX, 1, 0, 0);
-    let word = insn(op::LD | op::ABS | op::W, 0, 0, 0, 0);
-    let exit = insn(op::JMP | op::EXIT, 0, 0, 0, 0);
+    let save = Insn::new(op::ALU64 | op::MOV | op::X, op::CTX, 1, 0, 0);
+    let word = Insn::new(op::LD | op::ABS | op::W, 0, 0, 0, 0);
+    let exit = Insn::new(op::JMP | op::EXIT, 0, 0, 0, 0);
     let h2 = verified(&[
         save,
         word,
-        insn(op::ALU64 | op::RSH, 0, 0, 0, 8),
-        insn(op::ALU64 | op::ADD, 0, 0, 0, 9),
+        Insn::new(op::ALU64 | op::RSH, 0, 0, 0, 8),
+        Insn::new(op::ALU64 | op::ADD, 0, 0, 0, 9),
         exit,
     ]);
     // Products and quotients are no length fields.
     let tripled = verified(&[
         save,
         word,
-        insn(op::ALU64 | op::MUL, 0, 0, 0, 3),
-        insn(op::ALU64 | op::ADD, 0, 0, 0, 6),
+        Insn::new(op::ALU64 | op::MUL, 0, 0, 0, 3),
+        Insn::new(op::ALU64 | op::ADD, 0, 0, 0, 6),
         exit,
     ]);
     // (For a word below 12: less than 2 words of 6 bytes.)
     let quotient = verified(&[
         save,
         word,
-        insn(op::ALU64 | op::DIV, 0, 0, 0, 6),
-        insn(op::ALU64 | op::ADD, 0, 0, 0, 8),
+        Insn::new(op::ALU64 | op::DIV, 0, 0, 0, 6),
+        Insn::new(op::ALU64 | op::ADD, 0, 0, 0, 8),
         exit,
     ]);
     let thrift = object!("thrift");

@@ -33,6 +33,26 @@ impl Insn {
     /// Its length in memory, in bytes.
     pub const BYTES: usize = 8;
 
+    /// An instruction of these parts, in the order of the kernel's `BPF_RAW_INSN`.
+    ///
+    /// ```
+    /// use kcm_bpf::{Insn, Program, op};
+    /// // r0 = 9
+    /// let nine = Insn::new(op::ALU64 | op::MOV, 0, 0, 0, 9);
+    /// let exit = Insn::new(op::JMP | op::EXIT, 0, 0, 0, 0);
+    /// assert!(Program::verify(vec![nine, exit]).is_ok());
+    /// ```
+    #[must_use]
+    pub const fn new(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Self {
+        Self {
+            code,
+            dst,
+            src,
+            off,
+            imm,
+        }
+    }
+
     /// Reads an instruction as it lies in the memory of a little-endian machine. Any 8 bytes are
     /// one, with registers up to 15; what makes no sense is the verifier's to refuse.
     ///

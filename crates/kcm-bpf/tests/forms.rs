@@ -11,16 +11,6 @@ use common::generate::{Random, program};
 use kcm_bpf::{Insn, Program, classic, elf, op::*};
 use proptest::prelude::*;
 
-fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
-    Insn {
-        code,
-        dst,
-        src,
-        off,
-        imm,
-    }
-}
-
 fn object(name: &str) -> Program {
     let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects");
     let object = fs::read(objects.join(name).with_extension("o")).expect("a file");
@@ -29,8 +19,8 @@ fn object(name: &str) -> Program {
 
 /// What every program begins with, and with what it ends.
 fn verified(middle: &[Insn]) -> Program {
-    let begin = [insn(ALU64 | MOV | X, 6, 1, 0, 0)];
-    let end = [insn(JMP | EXIT, 0, 0, 0, 0)];
+    let begin = [Insn::new(ALU64 | MOV | X, 6, 1, 0, 0)];
+    let end = [Insn::new(JMP | EXIT, 0, 0, 0, 0)];
     Program::verify([&begin, middle, &end].concat()).expect("safe")
 }
 
@@ -72,11 +62,11 @@ fn an_indirect_load() {
 #[test]
 fn a_remainder() {
     let program = verified(&[
-        insn(LD | ABS | H, 0, 0, 0, 0),
-        insn(ALU64 | MOV | X, 7, 0, 0, 0),
-        insn(ALU64 | MOD, 0, 0, 0, 7),
-        insn(ALU64 | ADD | X, 0, 7, 0, 0),
-        insn(ALU64 | ADD, 0, 0, 0, 2),
+        Insn::new(LD | ABS | H, 0, 0, 0, 0),
+        Insn::new(ALU64 | MOV | X, 7, 0, 0, 0),
+        Insn::new(ALU64 | MOD, 0, 0, 0, 7),
+        Insn::new(ALU64 | ADD | X, 0, 7, 0, 0),
+        Insn::new(ALU64 | ADD, 0, 0, 0, 2),
     ]);
     // What each length has is no more than its own.
     knows(&program, &[(b"\0\x0a", 2 + 10 + 3)]);
@@ -86,11 +76,11 @@ fn a_remainder() {
 #[test]
 fn products_of_two_fields() {
     let program = verified(&[
-        insn(LD | ABS | B, 0, 0, 0, 0),
-        insn(ALU64 | MOV | X, 7, 0, 0, 0),
-        insn(LD | ABS | H, 0, 0, 0, 1),
-        insn(ALU64 | MUL | X, 0, 7, 0, 0),
-        insn(ALU64 | ADD, 0, 0, 0, 3),
+        Insn::new(LD | ABS | B, 0, 0, 0, 0),
+        Insn::new(ALU64 | MOV | X, 7, 0, 0, 0),
+        Insn::new(LD | ABS | H, 0, 0, 0, 1),
+        Insn::new(ALU64 | MUL | X, 0, 7, 0, 0),
+        Insn::new(ALU64 | ADD, 0, 0, 0, 3),
     ]);
     // The smaller one is pinned, and the other one can be any.
     knows(
@@ -146,17 +136,17 @@ fn loops() {
     );
     // As many rounds as a byte says, each with a byte more: they are added.
     let program = verified(&[
-        insn(LD | ABS | B, 0, 0, 0, 0),
-        insn(ALU64 | AND, 0, 0, 0, 7),
-        insn(ALU64 | MOV | X, 7, 0, 0, 0),
-        insn(ALU64 | MOV, 8, 0, 0, 9),
-        insn(ALU64 | MOV, 9, 0, 0, 0),
-        insn(JMP | JGE | X, 9, 7, 4, 0),
-        insn(ALU64 | ADD, 9, 0, 0, 1),
-        insn(LD | IND | B, 0, 9, 0, 0),
-        insn(ALU64 | ADD | X, 8, 0, 0, 0),
-        insn(JMP | JA, 0, 0, -5, 0),
-        insn(ALU64 | MOV | X, 0, 8, 0, 0),
+        Insn::new(LD | ABS | B, 0, 0, 0, 0),
+        Insn::new(ALU64 | AND, 0, 0, 0, 7),
+        Insn::new(ALU64 | MOV | X, 7, 0, 0, 0),
+        Insn::new(ALU64 | MOV, 8, 0, 0, 9),
+        Insn::new(ALU64 | MOV, 9, 0, 0, 0),
+        Insn::new(JMP | JGE | X, 9, 7, 4, 0),
+        Insn::new(ALU64 | ADD, 9, 0, 0, 1),
+        Insn::new(LD | IND | B, 0, 9, 0, 0),
+        Insn::new(ALU64 | ADD | X, 8, 0, 0, 0),
+        Insn::new(JMP | JA, 0, 0, -5, 0),
+        Insn::new(ALU64 | MOV | X, 0, 8, 0, 0),
     ]);
     knows(&program, &[(b"\x02\x03\x04", 16), (b"\x02\xff\xff", 519)]);
     knows(&program, &[(b"\x07\x01\x01\x01\x01\x01\x01\x01", 16)]);
@@ -165,20 +155,20 @@ fn loops() {
 #[test]
 fn what_is_not_in_8_bytes_has_no_form() {
     let time = verified(&[
-        insn(JMP | CALL, 0, 0, 0, 5),
-        insn(ALU64 | AND, 0, 0, 0, 7),
-        insn(ALU64 | ADD, 0, 0, 0, 1),
+        Insn::new(JMP | CALL, 0, 0, 0, 5),
+        Insn::new(ALU64 | AND, 0, 0, 0, 7),
+        Insn::new(ALU64 | ADD, 0, 0, 0, 1),
     ]);
     has_none(&time, &[1; 32]);
     // All that is there.
-    let len = verified(&[insn(LDX | MEM | W, 0, 6, 0, 0)]);
+    let len = verified(&[Insn::new(LDX | MEM | W, 0, 6, 0, 0)]);
     has_none(&len, &[1; 32]);
     // Two bytes that are far from one another.
     let far = verified(&[
-        insn(LD | ABS | B, 0, 0, 0, 0),
-        insn(ALU64 | MOV | X, 7, 0, 0, 0),
-        insn(LD | ABS | B, 0, 0, 0, 8),
-        insn(ALU64 | ADD | X, 0, 7, 0, 0),
+        Insn::new(LD | ABS | B, 0, 0, 0, 0),
+        Insn::new(ALU64 | MOV | X, 7, 0, 0, 0),
+        Insn::new(LD | ABS | B, 0, 0, 0, 8),
+        Insn::new(ALU64 | ADD | X, 0, 7, 0, 0),
     ]);
     has_none(&far, &[1; 32]);
     // A key.
@@ -195,11 +185,11 @@ fn what_is_not_in_8_bytes_has_no_form() {
 #[test]
 fn bytes_that_must_be_there() {
     let program = verified(&[
-        insn(LDX | MEM | W, 7, 6, 0, 0),
-        insn(ALU64 | MOV, 0, 0, 0, 0),
-        insn(JMP | JLT, 7, 0, 2, 20),
-        insn(LD | ABS | B, 0, 0, 0, 0),
-        insn(ALU64 | ADD, 0, 0, 0, 20),
+        Insn::new(LDX | MEM | W, 7, 6, 0, 0),
+        Insn::new(ALU64 | MOV, 0, 0, 0, 0),
+        Insn::new(JMP | JLT, 7, 0, 2, 20),
+        Insn::new(LD | ABS | B, 0, 0, 0, 0),
+        Insn::new(ALU64 | ADD, 0, 0, 0, 20),
     ]);
     knows(&program, &[(b"\x01", 21), (b"\xff", 275)]);
     let form = program.quick_form(&[1; 20]).expect("one");
@@ -233,17 +223,17 @@ fn dependent() -> impl Strategy<Value = Vec<Insn>> {
     let step = (0..14_u8, 0..4_u8, 0..8_i32, any::<bool>());
     prop::collection::vec(step, 1..12).prop_map(|steps| {
         // Registers 7 to 9 hold numbers, and a word of the stack.
-        let mut insns = vec![insn(ALU64 | MOV | X, 6, 1, 0, 0)];
+        let mut insns = vec![Insn::new(ALU64 | MOV | X, 6, 1, 0, 0)];
         for (reg, offset) in [(7, 0), (8, 1), (9, 2)] {
-            insns.push(insn(LD | ABS | B, 0, 0, 0, offset));
-            insns.push(insn(ALU64 | MOV | X, reg, 0, 0, 0));
+            insns.push(Insn::new(LD | ABS | B, 0, 0, 0, offset));
+            insns.push(Insn::new(ALU64 | MOV | X, reg, 0, 0, 0));
         }
-        insns.push(insn(STX | MEM | DW, FP, 7, -8, 0));
+        insns.push(Insn::new(STX | MEM | DW, FP, 7, -8, 0));
         for (kind, which, imm, wide) in steps {
             let (a, b) = (7 + which % 3, 7 + (which + 1) % 3);
             let class = if wide { ALU64 } else { ALU };
             let jump = if wide { JMP } else { JMP32 };
-            let alu = |operation| vec![insn(class | operation | X, a, b, 0, 0)];
+            let alu = |operation| vec![Insn::new(class | operation | X, a, b, 0, 0)];
             insns.extend(match kind {
                 0 => alu(ADD),
                 1 => alu(SUB),
@@ -254,43 +244,43 @@ fn dependent() -> impl Strategy<Value = Vec<Insn>> {
                 6 => alu(LSH),
                 7 => alu(RSH),
                 8 => vec![
-                    insn(ALU64 | AND, a, 0, 0, 3),
-                    insn(LD | IND | B, 0, a, 0, imm % 5),
-                    insn(ALU64 | MOV | X, b, 0, 0, 0),
+                    Insn::new(ALU64 | AND, a, 0, 0, 3),
+                    Insn::new(LD | IND | B, 0, a, 0, imm % 5),
+                    Insn::new(ALU64 | MOV | X, b, 0, 0, 0),
                 ],
                 9 => vec![
-                    insn(
+                    Insn::new(
                         jump | [JGT, JEQ, JSLT, JSET][which as usize] | X,
                         a,
                         b,
                         1,
                         0,
                     ),
-                    insn(ALU64 | ADD, a, 0, 0, imm),
+                    Insn::new(ALU64 | ADD, a, 0, 0, imm),
                 ],
                 10 => vec![
-                    insn(jump | [JLE, JNE, JSGE, JSET][which as usize], a, 0, 1, imm),
-                    insn(ALU64 | XOR, b, 0, 0, imm),
+                    Insn::new(jump | [JLE, JNE, JSGE, JSET][which as usize], a, 0, 1, imm),
+                    Insn::new(ALU64 | XOR, b, 0, 0, imm),
                 ],
                 // A place in the stack that the message says.
                 11 => vec![
-                    insn(ALU64 | MOV | X, 2, a, 0, 0),
-                    insn(ALU64 | AND, 2, 0, 0, 7),
-                    insn(ALU64 | MOV | X, 3, FP, 0, 0),
-                    insn(ALU64 | ADD | X, 3, 2, 0, 0),
-                    insn(LDX | MEM | B, b, 3, -8, 0),
+                    Insn::new(ALU64 | MOV | X, 2, a, 0, 0),
+                    Insn::new(ALU64 | AND, 2, 0, 0, 7),
+                    Insn::new(ALU64 | MOV | X, 3, FP, 0, 0),
+                    Insn::new(ALU64 | ADD | X, 3, 2, 0, 0),
+                    Insn::new(LDX | MEM | B, b, 3, -8, 0),
                 ],
                 12 => vec![
-                    insn(STX | MEM | DW, FP, a, -8, 0),
-                    insn(LDX | MEM | H, b, FP, -8 + 2 * i16::from(which), 0),
+                    Insn::new(STX | MEM | DW, FP, a, -8, 0),
+                    Insn::new(LDX | MEM | H, b, FP, -8 + 2 * i16::from(which), 0),
                 ],
-                _ => vec![insn(class | AND, a, 0, 0, 0xff)],
+                _ => vec![Insn::new(class | AND, a, 0, 0, 0xff)],
             });
         }
-        insns.push(insn(ALU64 | MOV | X, 0, 7, 0, 0));
-        insns.push(insn(ALU | AND, 0, 0, 0, 0xffff));
-        insns.push(insn(ALU | ADD, 0, 0, 0, 1));
-        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns.push(Insn::new(ALU64 | MOV | X, 0, 7, 0, 0));
+        insns.push(Insn::new(ALU | AND, 0, 0, 0, 0xffff));
+        insns.push(Insn::new(ALU | ADD, 0, 0, 0, 1));
+        insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
         insns
     })
 }

@@ -21,16 +21,6 @@ fn parse(framing: &Framing, bytes: &[u8]) -> Verdict {
     }
 }
 
-fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
-    Insn {
-        code,
-        dst,
-        src,
-        off,
-        imm,
-    }
-}
-
 /// What the quick form of a program's usual messages says of this one, if there is one.
 fn usual_length(framing: &Framing, message: &[u8]) -> Option<u64> {
     match framing {
@@ -89,57 +79,57 @@ fn straight() -> impl Strategy<Value = Vec<Insn>> {
     )
         .prop_map(|(offset, size, steps, bias)| {
             let mut insns = vec![
-                insn(ALU64 | MOV | X, 6, 1, 0, 0),
-                insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset),
+                Insn::new(ALU64 | MOV | X, 6, 1, 0, 0),
+                Insn::new(LD | ABS | [B, H, W][size], 0, 0, 0, offset),
             ];
             for (kind, n, wide, imm) in steps {
                 let class = if wide { ALU64 } else { ALU };
                 let shift = i32::from(n) % if wide { 40 } else { 32 } / 4 * 4;
                 insns.extend(match kind {
-                    0 => vec![insn(class | LSH, 0, 0, 0, shift)],
-                    1 | 2 => vec![insn(class | RSH, 0, 0, 0, shift)],
-                    3 => vec![insn(
+                    0 => vec![Insn::new(class | LSH, 0, 0, 0, shift)],
+                    1 | 2 => vec![Insn::new(class | RSH, 0, 0, 0, shift)],
+                    3 => vec![Insn::new(
                         class | AND,
                         0,
                         0,
                         0,
                         [0xff, 0xffff, 0xff_ffff, 0x7fff_ffff, imm][usize::from(n) % 5],
                     )],
-                    4 => vec![insn(ALU | END | X, 0, 0, 0, 16 << (n % 3))],
-                    5 => vec![insn(ALU64 | END, 0, 0, 0, 16 << (n % 3))],
-                    6 => vec![insn(class | ADD, 0, 0, 0, imm)],
-                    7 => vec![insn(class | SUB, 0, 0, 0, imm % 256)],
-                    8 => vec![insn(class | OR, 0, 0, 0, imm)],
-                    9 => vec![insn(class | MUL, 0, 0, 0, 1 << (n % 8))],
-                    10 => vec![insn(class | ARSH, 0, 0, 0, shift)],
-                    11 => vec![insn(class | XOR, 0, 0, 0, imm)],
-                    12 => vec![insn(class | MUL, 0, 0, 0, imm)],
-                    13 => vec![insn(
+                    4 => vec![Insn::new(ALU | END | X, 0, 0, 0, 16 << (n % 3))],
+                    5 => vec![Insn::new(ALU64 | END, 0, 0, 0, 16 << (n % 3))],
+                    6 => vec![Insn::new(class | ADD, 0, 0, 0, imm)],
+                    7 => vec![Insn::new(class | SUB, 0, 0, 0, imm % 256)],
+                    8 => vec![Insn::new(class | OR, 0, 0, 0, imm)],
+                    9 => vec![Insn::new(class | MUL, 0, 0, 0, 1 << (n % 8))],
+                    10 => vec![Insn::new(class | ARSH, 0, 0, 0, shift)],
+                    11 => vec![Insn::new(class | XOR, 0, 0, 0, imm)],
+                    12 => vec![Insn::new(class | MUL, 0, 0, 0, imm)],
+                    13 => vec![Insn::new(
                         class | [DIV, MOD][usize::from(n & 1)],
                         0,
                         0,
                         i16::from(n & 2 != 0),
                         if imm == 0 { 7 } else { imm },
                     )],
-                    14 => vec![insn(class | NEG, 0, 0, 0, 0)],
+                    14 => vec![Insn::new(class | NEG, 0, 0, 0, 0)],
                     // Rounded up to whole words.
                     15 => vec![
-                        insn(class | ADD, 0, 0, 0, 3),
-                        insn(class | AND, 0, 0, 0, !3),
+                        Insn::new(class | ADD, 0, 0, 0, 3),
+                        Insn::new(class | AND, 0, 0, 0, !3),
                     ],
                     // Another part of the same field.
                     _ => vec![
-                        insn(class | MOV | X, 7, 0, 0, 0),
-                        insn(class | LSH, 7, 0, 0, 8),
-                        insn(LD | ABS | B, 0, 0, 0, offset + [1, 2, 4][size]),
-                        insn(class | if n & 1 == 0 { OR } else { ADD } | X, 0, 7, 0, 0),
+                        Insn::new(class | MOV | X, 7, 0, 0, 0),
+                        Insn::new(class | LSH, 7, 0, 0, 8),
+                        Insn::new(LD | ABS | B, 0, 0, 0, offset + [1, 2, 4][size]),
+                        Insn::new(class | if n & 1 == 0 { OR } else { ADD } | X, 0, 7, 0, 0),
                     ],
                 });
             }
             if let Some(bias) = bias {
-                insns.push(insn(ALU64 | ADD, 0, 0, 0, bias));
+                insns.push(Insn::new(ALU64 | ADD, 0, 0, 0, bias));
             }
-            insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+            insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
             insns
         })
 }
@@ -367,14 +357,14 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
     let parts = prop::collection::vec(part, 1..6);
     (parts, 0..12i32, 0..3usize).prop_map(|(parts, field, end)| {
         let mut insns = vec![
-            insn(ALU64 | MOV | X, 6, 1, 0, 0),
-            insn(ALU64 | MOV, 7, 0, 0, 9),
-            insn(LDX | MEM | W, 8, 6, 0, 0),
+            Insn::new(ALU64 | MOV | X, 6, 1, 0, 0),
+            Insn::new(ALU64 | MOV, 7, 0, 0, 9),
+            Insn::new(LDX | MEM | W, 8, 6, 0, 0),
         ];
         for ((size, offset, keep), (cmp, wide, imm, kind), (result, then)) in parts {
-            insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
+            insns.push(Insn::new(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
             if keep {
-                insns.push(insn(ALU | ADD | X, 7, 0, 0, 0));
+                insns.push(Insn::new(ALU | ADD | X, 7, 0, 0, 0));
             }
             let class = if wide { JMP } else { JMP32 };
             let jump = class | [JEQ, JGT, JGE, JSET, JNE, JSGT, JSGE, JLT, JLE, JSLT, JSLE][cmp];
@@ -382,39 +372,42 @@ fn branching() -> impl Strategy<Value = Vec<Insn>> {
             let constant = imm & 0x83;
             let way: &[Insn] = &match then {
                 0 => vec![
-                    insn(ALU64 | MOV, 0, 0, 0, result),
-                    insn(JMP | EXIT, 0, 0, 0, 0),
+                    Insn::new(ALU64 | MOV, 0, 0, 0, result),
+                    Insn::new(JMP | EXIT, 0, 0, 0, 0),
                 ],
                 1 => vec![
-                    insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset ^ 1),
-                    insn(ALU64 | RSH, 0, 0, 0, result & 7),
-                    insn(ALU64 | ADD, 0, 0, 0, result & 0x1f),
-                    insn(JMP | EXIT, 0, 0, 0, 0),
+                    Insn::new(LD | ABS | [B, H, W][size], 0, 0, 0, offset ^ 1),
+                    Insn::new(ALU64 | RSH, 0, 0, 0, result & 7),
+                    Insn::new(ALU64 | ADD, 0, 0, 0, result & 0x1f),
+                    Insn::new(JMP | EXIT, 0, 0, 0, 0),
                 ],
-                _ => vec![insn(ALU64 | RSH, 7, 0, 0, 1), insn(ALU | XOR, 7, 0, 0, 5)],
+                _ => vec![
+                    Insn::new(ALU64 | RSH, 7, 0, 0, 1),
+                    Insn::new(ALU | XOR, 7, 0, 0, 5),
+                ],
             };
             let off = i16::try_from(way.len()).expect("short");
             insns.push(match kind {
-                0 => insn(jump, 0, 0, off, imm),
-                1 => insn(jump, 0, 0, off, constant),
+                0 => Insn::new(jump, 0, 0, off, imm),
+                1 => Insn::new(jump, 0, 0, off, constant),
                 // The rest of the message is there, or not.
-                2 => insn(jump | X, 0, 8, off, 0),
-                _ => insn(jump, 7, 0, off, constant),
+                2 => Insn::new(jump | X, 0, 8, off, 0),
+                _ => Insn::new(jump, 7, 0, off, constant),
             });
             insns.extend(way);
         }
         insns.extend(match end {
             0 => vec![
-                insn(STX | MEM | W, 6, 7, 48, 0),
-                insn(ALU64 | MOV | X, 0, 7, 0, 0),
+                Insn::new(STX | MEM | W, 6, 7, 48, 0),
+                Insn::new(ALU64 | MOV | X, 0, 7, 0, 0),
             ],
-            1 => vec![insn(ALU64 | MOV | X, 0, 7, 0, 0)],
+            1 => vec![Insn::new(ALU64 | MOV | X, 0, 7, 0, 0)],
             _ => vec![
-                insn(LD | ABS | H, 0, 0, 0, field),
-                insn(ALU64 | ADD, 0, 0, 0, field + 2),
+                Insn::new(LD | ABS | H, 0, 0, 0, field),
+                Insn::new(ALU64 | ADD, 0, 0, 0, field + 2),
             ],
         });
-        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
         insns
     })
 }
@@ -455,22 +448,22 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
     let parts = prop::collection::vec(part, 0..4);
     (tests, parts, flag, -60..60i32, 0..4u8).prop_map(|(tests, parts, flag, bias, key)| {
         let load = |insns: &mut Vec<Insn>, (size, offset, swap): (usize, i32, u8)| {
-            insns.push(insn(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
+            insns.push(Insn::new(LD | ABS | [B, H, W][size], 0, 0, 0, offset));
             if swap == 0 {
-                insns.push(insn(ALU64 | END, 0, 0, 0, [16, 16, 32][size]));
+                insns.push(Insn::new(ALU64 | END, 0, 0, 0, [16, 16, 32][size]));
             }
         };
         let mut insns = vec![
-            insn(ALU64 | MOV | X, 6, 1, 0, 0),
-            insn(ALU64 | MOV, 7, 0, 0, bias),
-            insn(LDX | MEM | W, 8, 6, 0, 0),
+            Insn::new(ALU64 | MOV | X, 6, 1, 0, 0),
+            Insn::new(ALU64 | MOV, 7, 0, 0, bias),
+            Insn::new(LDX | MEM | W, 8, 6, 0, 0),
         ];
         // A mask that is there or not, before all comparisons.
         if let Some((offset, bit, more)) = flag {
             insns.extend([
-                insn(LD | ABS | B, 0, 0, 0, offset),
-                insn(JMP | JSET, 0, 0, 1, 1 << bit),
-                insn(ALU64 | ADD, 7, 0, 0, more),
+                Insn::new(LD | ABS | B, 0, 0, 0, offset),
+                Insn::new(JMP | JSET, 0, 0, 1, 1 << bit),
+                Insn::new(ALU64 | ADD, 7, 0, 0, more),
             ]);
         }
         for ((field, kind, few), cmp, wide, number, is_error) in tests {
@@ -480,21 +473,21 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
             let result = if is_error { -71 } else { 9 };
             match kind {
                 // So many bytes must have come, or as many as the field says.
-                0 => insns.push(insn(jump, 8, 0, 2, few)),
+                0 => insns.push(Insn::new(jump, 8, 0, 2, few)),
                 1 => insns.extend([
-                    insn(ALU64 | AND, 0, 0, 0, 0xf),
-                    insn(ALU64 | ADD, 0, 0, 0, few),
-                    insn(jump | X, 8, 0, 2, 0),
+                    Insn::new(ALU64 | AND, 0, 0, 0, 0xf),
+                    Insn::new(ALU64 | ADD, 0, 0, 0, few),
+                    Insn::new(jump | X, 8, 0, 2, 0),
                 ]),
-                _ => insns.push(insn(jump, 0, 0, 2, NUMBERS[number])),
+                _ => insns.push(Insn::new(jump, 0, 0, 2, NUMBERS[number])),
             }
-            insns.push(insn(ALU64 | MOV, 0, 0, 0, result));
-            insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+            insns.push(Insn::new(ALU64 | MOV, 0, 0, 0, result));
+            insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
         }
         for (field, kind, n, wide) in parts {
             load(&mut insns, field);
             let class = if wide { ALU64 } else { ALU };
-            let k = |operation, imm| insn(class | operation, 0, 0, 0, imm);
+            let k = |operation, imm| Insn::new(class | operation, 0, 0, 0, imm);
             insns.extend(match kind {
                 0 => vec![k(MUL, n)],
                 1 => vec![k(RSH, n & 7)],
@@ -502,23 +495,23 @@ fn headers() -> impl Strategy<Value = Vec<Insn>> {
                 3 | 4 => vec![k(ADD, 3), k(AND, !3)],
                 5 | 6 => vec![k(DIV, n.max(1))],
                 7 => vec![k(MOD, n.max(1))],
-                8 => vec![insn(class | NEG, 0, 0, 0, 0), k(AND, 3)],
+                8 => vec![Insn::new(class | NEG, 0, 0, 0, 0), k(AND, 3)],
                 9 => vec![k(ADD, n), k(RSH, 2), k(MUL, 12)],
                 10 => vec![k(SUB, n), k(ARSH, 1), k(XOR, -1)],
                 11 => vec![k(MUL, 5), k(DIV, n + 3), k(OR, 1)],
                 12 => vec![k(ADD, n), k(LSH, 4)],
-                13 => vec![k(AND, 0x10), insn(JMP | JEQ, 0, 0, 1, 0), k(MOV, n)],
+                13 => vec![k(AND, 0x10), Insn::new(JMP | JEQ, 0, 0, 1, 0), k(MOV, n)],
                 _ => vec![],
             });
             let add = if n % 8 == 7 { SUB } else { ADD };
-            insns.push(insn(class | add | X, 7, 0, 0, 0));
+            insns.push(Insn::new(class | add | X, 7, 0, 0, 0));
         }
         if key == 0 {
-            insns.push(insn(LD | ABS | W, 0, 0, 0, 12));
-            insns.push(insn(STX | MEM | W, 6, 0, 48, 0));
+            insns.push(Insn::new(LD | ABS | W, 0, 0, 0, 12));
+            insns.push(Insn::new(STX | MEM | W, 6, 0, 48, 0));
         }
-        insns.push(insn(ALU64 | MOV | X, 0, 7, 0, 0));
-        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns.push(Insn::new(ALU64 | MOV | X, 0, 7, 0, 0));
+        insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
         insns
     })
 }
@@ -617,11 +610,14 @@ fn usual_messages_have_quick_forms() {
 fn products_and_quotients_have_quick_forms_within_31_bits() {
     let of_word = |then: &[(u8, i32)], word: u32| {
         let mut insns = vec![
-            insn(ALU64 | MOV | X, 6, 1, 0, 0),
-            insn(LD | ABS | W, 0, 0, 0, 0),
+            Insn::new(ALU64 | MOV | X, 6, 1, 0, 0),
+            Insn::new(LD | ABS | W, 0, 0, 0, 0),
         ];
-        insns.extend(then.iter().map(|(code, imm)| insn(*code, 0, 0, 0, *imm)));
-        insns.push(insn(JMP | EXIT, 0, 0, 0, 0));
+        insns.extend(
+            then.iter()
+                .map(|(code, imm)| Insn::new(*code, 0, 0, 0, *imm)),
+        );
+        insns.push(Insn::new(JMP | EXIT, 0, 0, 0, 0));
         let program = Program::verify(insns).expect("safe");
         usual_length(&program.framing(), &[word.to_be_bytes(), [0; 4]].concat())
     };

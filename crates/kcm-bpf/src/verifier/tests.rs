@@ -4,49 +4,39 @@ use super::*;
 use crate::Insn;
 use crate::op::*;
 
-const fn insn(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> Insn {
-    Insn {
-        code,
-        dst,
-        src,
-        off,
-        imm,
-    }
-}
-
-const EXIT_: Insn = insn(JMP | EXIT, 0, 0, 0, 0);
+const EXIT_: Insn = Insn::new(JMP | EXIT, 0, 0, 0, 0);
 const SAVE_CTX: Insn = copy(6, 1);
 
 const fn set(dst: u8, imm: i32) -> Insn {
-    insn(ALU64 | MOV, dst, 0, 0, imm)
+    Insn::new(ALU64 | MOV, dst, 0, 0, imm)
 }
 
 const fn copy(dst: u8, src: u8) -> Insn {
-    insn(ALU64 | MOV | X, dst, src, 0, 0)
+    Insn::new(ALU64 | MOV | X, dst, src, 0, 0)
 }
 
 const fn add(dst: u8, imm: i32) -> Insn {
-    insn(ALU64 | ADD, dst, 0, 0, imm)
+    Insn::new(ALU64 | ADD, dst, 0, 0, imm)
 }
 
 const fn load_byte(offset: i32) -> Insn {
-    insn(LD | ABS | B, 0, 0, 0, offset)
+    Insn::new(LD | ABS | B, 0, 0, 0, offset)
 }
 
 const fn load(size: u8, dst: u8, base: u8, off: i16) -> Insn {
-    insn(LDX | MEM | size, dst, base, off, 0)
+    Insn::new(LDX | MEM | size, dst, base, off, 0)
 }
 
 const fn store(size: u8, base: u8, src: u8, off: i16) -> Insn {
-    insn(STX | MEM | size, base, src, off, 0)
+    Insn::new(STX | MEM | size, base, src, off, 0)
 }
 
 const fn call(distance: i32) -> Insn {
-    insn(JMP | CALL, 0, CALL_LOCAL, 0, distance)
+    Insn::new(JMP | CALL, 0, CALL_LOCAL, 0, distance)
 }
 
 const fn helper(number: i32) -> Insn {
-    insn(JMP | CALL, 0, CALL_HELPER, 0, number)
+    Insn::new(JMP | CALL, 0, CALL_HELPER, 0, number)
 }
 
 #[track_caller]
@@ -71,28 +61,32 @@ fn refused(insns: &[Insn], at: usize, reason: Reason) {
 
 #[test]
 fn instructions_are_checked_for_themselves() {
-    refused(&[insn(0xff, 0, 0, 0, 0)], 0, Reason::NoSuchInstruction);
+    refused(&[Insn::new(0xff, 0, 0, 0, 0)], 0, Reason::NoSuchInstruction);
     refused(&[set(11, 0), EXIT_], 0, Reason::NoSuchRegister);
     refused(
-        &[insn(ALU64 | MOV, 0, 1, 0, 0), EXIT_],
+        &[Insn::new(ALU64 | MOV, 0, 1, 0, 0), EXIT_],
         0,
         Reason::ReservedField,
     );
     refused(
-        &[insn(ALU64 | DIV, 0, 0, 0, 0), EXIT_],
+        &[Insn::new(ALU64 | DIV, 0, 0, 0, 0), EXIT_],
         0,
         Reason::DivisionByZero,
     );
     refused(
-        &[insn(ALU | LSH, 0, 0, 0, 32), EXIT_],
+        &[Insn::new(ALU | LSH, 0, 0, 0, 32), EXIT_],
         0,
         Reason::ShiftTooFar,
     );
     refused(&[set(10, 0), EXIT_], 0, Reason::FramePointerWritten);
-    refused(&[insn(LD | IMM | DW, 0, 0, 0, 0)], 0, Reason::HalfConstant);
+    refused(
+        &[Insn::new(LD | IMM | DW, 0, 0, 0, 0)],
+        0,
+        Reason::HalfConstant,
+    );
     refused(&[SAVE_CTX, load_byte(-1), EXIT_], 1, Reason::NegativeOffset);
-    let map = insn(LD | IMM | DW, 1, 1, 0, 0);
-    let Err(rejection) = verify(&[map, insn(0, 0, 0, 0, 0), EXIT_]) else {
+    let map = Insn::new(LD | IMM | DW, 1, 1, 0, 0);
+    let Err(rejection) = verify(&[map, Insn::new(0, 0, 0, 0, 0), EXIT_]) else {
         panic!("accepted")
     };
     assert!(rejection.to_string().contains("map"), "{rejection}");
@@ -103,17 +97,31 @@ fn the_shape_is_checked() {
     refused(&[set(0, 1)], 0, Reason::NoExit);
     refused(&[set(0, 1), EXIT_, EXIT_], 2, Reason::Unreachable);
     let target = 5;
-    let away = insn(JMP | JA, 0, 0, 4, 0);
+    let away = Insn::new(JMP | JA, 0, 0, 4, 0);
     refused(&[away, EXIT_], 0, Reason::BadTarget { target });
     // Into a 64-bit constant, and into another function.
-    let constant = [insn(LD | IMM | DW, 0, 0, 0, 1), insn(0, 0, 0, 0, 0)];
+    let constant = [
+        Insn::new(LD | IMM | DW, 0, 0, 0, 1),
+        Insn::new(0, 0, 0, 0, 0),
+    ];
     refused(
-        &[insn(JMP | JA, 0, 0, 1, 0), constant[0], constant[1], EXIT_],
+        &[
+            Insn::new(JMP | JA, 0, 0, 1, 0),
+            constant[0],
+            constant[1],
+            EXIT_,
+        ],
         0,
         Reason::BadTarget { target: 2 },
     );
     refused(
-        &[call(2), insn(JMP | JA, 0, 0, 2, 0), EXIT_, set(0, 1), EXIT_],
+        &[
+            call(2),
+            Insn::new(JMP | JA, 0, 0, 2, 0),
+            EXIT_,
+            set(0, 1),
+            EXIT_,
+        ],
         1,
         Reason::BadTarget { target: 4 },
     );
@@ -162,7 +170,7 @@ fn the_stack_of_a_chain_of_calls_is_limited() {
 #[test]
 fn every_path_must_have_written_what_is_read() {
     refused(&[EXIT_], 0, Reason::Uninitialised { reg: 0 });
-    let branch = insn(JMP | JNE, 0, 0, 1, 7);
+    let branch = Insn::new(JMP | JNE, 0, 0, 1, 7);
     let one_side = [SAVE_CTX, load_byte(0), branch, set(2, 1), copy(0, 2), EXIT_];
     refused(&one_side, 4, Reason::Uninitialised { reg: 2 });
     // A call takes registers 1 to 5.
@@ -201,12 +209,12 @@ fn no_pointer_gets_out() {
     leak(&[store(DW, 1, 1, 48), set(0, 0), EXIT_], 0, 1);
     leak(&[store(W, 10, 1, -8), set(0, 0), EXIT_], 0, 1);
     leak(
-        &[insn(ALU64 | SUB | X, 1, 10, 0, 0), set(0, 0), EXIT_],
+        &[Insn::new(ALU64 | SUB | X, 1, 10, 0, 0), set(0, 0), EXIT_],
         0,
         1,
     );
-    leak(&[insn(ALU | MOV | X, 0, 1, 0, 0), EXIT_], 0, 1);
-    leak(&[insn(JMP | JEQ, 1, 0, 0, 0), set(0, 0), EXIT_], 0, 1);
+    leak(&[Insn::new(ALU | MOV | X, 0, 1, 0, 0), EXIT_], 0, 1);
+    leak(&[Insn::new(JMP | JEQ, 1, 0, 0, 0), set(0, 0), EXIT_], 0, 1);
     refused(
         &[store(DW, 10, 1, -8), load(W, 0, 10, -8), EXIT_],
         1,
@@ -270,7 +278,7 @@ fn indexed(bound: Insn) -> Vec<Insn> {
         load_byte(0),
         bound,
         copy(2, 10),
-        insn(ALU64 | ADD | X, 2, 0, 0, 0),
+        Insn::new(ALU64 | ADD | X, 2, 0, 0, 0),
         load(B, 0, 2, -8),
         EXIT_,
     ]
@@ -278,14 +286,14 @@ fn indexed(bound: Insn) -> Vec<Insn> {
 
 #[test]
 fn an_index_must_have_a_bound() {
-    accepted(&indexed(insn(ALU64 | AND, 0, 0, 0, 7)));
-    accepted(&indexed(insn(JMP | JGT, 0, 0, 3, 7)));
-    accepted(&indexed(insn(JMP32 | JGT, 0, 0, 3, 7)));
-    accepted(&indexed(insn(ALU | MOD, 0, 0, 0, 8)));
+    accepted(&indexed(Insn::new(ALU64 | AND, 0, 0, 0, 7)));
+    accepted(&indexed(Insn::new(JMP | JGT, 0, 0, 3, 7)));
+    accepted(&indexed(Insn::new(JMP32 | JGT, 0, 0, 3, 7)));
+    accepted(&indexed(Insn::new(ALU | MOD, 0, 0, 0, 8)));
     let (least, size) = (-8, 1);
     for (bound, greatest) in [
-        (insn(ALU64 | AND, 0, 0, 0, 15), 7),
-        (insn(JMP | JGT, 0, 0, 3, 8), 0),
+        (Insn::new(ALU64 | AND, 0, 0, 0, 15), 7),
+        (Insn::new(JMP | JGT, 0, 0, 3, 8), 0),
     ] {
         let reason = Reason::StackRange {
             least,
@@ -296,12 +304,12 @@ fn an_index_must_have_a_bound() {
     }
     // The copy of a register is bounded with it.
     let mut copied = indexed(copy(3, 0));
-    copied.insert(5, insn(JMP | JGT, 3, 0, 3, 7));
+    copied.insert(5, Insn::new(JMP | JGT, 3, 0, 3, 7));
     accepted(&copied);
     // So is a copy of its lower half, where the upper one is zero: newer clangs copy so.
-    copied[4] = insn(ALU | MOV | X, 3, 0, 0, 0);
+    copied[4] = Insn::new(ALU | MOV | X, 3, 0, 0, 0);
     accepted(&copied);
-    copied[5] = insn(JMP32 | JGT, 3, 0, 3, 7);
+    copied[5] = Insn::new(JMP32 | JGT, 3, 0, 3, 7);
     accepted(&copied);
     copied[3] = load(DW, 0, 6, 48);
     let reg = 2;
@@ -337,7 +345,10 @@ fn the_context_has_its_fields() {
         Reason::ContextMoved { reg: 1 },
     );
     // The kernel wants one kind of memory for an instruction too.
-    let (branch, jump) = (insn(JMP | JEQ, 0, 0, 2, 0), insn(JMP | JA, 0, 0, 1, 0));
+    let (branch, jump) = (
+        Insn::new(JMP | JEQ, 0, 0, 2, 0),
+        Insn::new(JMP | JA, 0, 0, 1, 0),
+    );
     let either = [
         SAVE_CTX,
         set(2, 0),
@@ -356,7 +367,7 @@ fn the_context_has_its_fields() {
 #[test]
 fn packet_loads_need_the_context_in_register_6() {
     refused(&[load_byte(0), EXIT_], 0, Reason::PacketContext);
-    let index = insn(LD | IND | B, 0, 2, 0, 0);
+    let index = Insn::new(LD | IND | B, 0, 2, 0, 0);
     refused(
         &[SAVE_CTX, index, EXIT_],
         1,
@@ -404,8 +415,8 @@ fn helpers_get_what_they_take() {
         },
     );
     // Of a buffer that is filled in part, the rest must hold something already.
-    let mut part = load_bytes(insn(ALU64 | AND, 4, 0, 0, 3));
-    part.splice(3..3, [load(W, 4, 1, 0), insn(ALU64 | OR, 4, 0, 0, 1)]);
+    let mut part = load_bytes(Insn::new(ALU64 | AND, 4, 0, 0, 3));
+    part.splice(3..3, [load(W, 4, 1, 0), Insn::new(ALU64 | OR, 4, 0, 0, 1)]);
     let (offset, size) = (-8, 3);
     refused(&part, 6, Reason::UnwrittenBuffer { offset, size });
     part.splice(0..0, [set(2, 0), store(DW, 10, 2, -8)]);
@@ -428,12 +439,19 @@ fn helpers_get_what_they_take() {
 
 #[test]
 fn loops_must_be_seen_to_end() {
-    let count = |to| [set(0, 0), add(0, 1), insn(JMP | JLT, 0, 0, -2, to), EXIT_];
+    let count = |to| {
+        [
+            set(0, 0),
+            add(0, 1),
+            Insn::new(JMP | JLT, 0, 0, -2, to),
+            EXIT_,
+        ]
+    };
     assert_eq!(accepted(&count(1000)).longest, 2 + 2 * 1000);
     // Nothing changes.
-    let still = [set(0, 0), insn(JMP | JA, 0, 0, -1, 0), EXIT_];
+    let still = [set(0, 0), Insn::new(JMP | JA, 0, 0, -1, 0), EXIT_];
     assert!(verify(&still).is_err());
-    let still = [set(0, 0), insn(JMP | JEQ, 0, 0, -1, 0), EXIT_];
+    let still = [set(0, 0), Insn::new(JMP | JEQ, 0, 0, -1, 0), EXIT_];
     refused(&still, 1, Reason::EndlessLoop);
     // It ends, but a byte of the message says when.
     let limit = MAX_STEPS;
@@ -455,17 +473,17 @@ fn a_loop_of_many_ends_is_followed() {
     let insns = [
         SAVE_CTX,
         load(W, 8, 6, 0),
-        insn(JMP | JLT, 8, 0, 1, 3000),
+        Insn::new(JMP | JLT, 8, 0, 1, 3000),
         set(8, 3000),
         set(9, 0),
         set(1, 0),
         store(DW, 10, 1, -8),
-        insn(JMP | JEQ | X, 9, 8, 5, 0),
-        insn(LD | IND | B, 0, 9, 0, 0),
+        Insn::new(JMP | JEQ | X, 9, 8, 5, 0),
+        Insn::new(LD | IND | B, 0, 9, 0, 0),
         add(9, 1),
-        insn(JMP | JNE, 0, 0, -4, 10),
+        Insn::new(JMP | JNE, 0, 0, -4, 10),
         store(DW, 10, 9, -8),
-        insn(JMP | JA, 0, 0, 0, 0),
+        Insn::new(JMP | JA, 0, 0, 0, 0),
         load(DW, 0, 10, -8),
         EXIT_,
     ];
@@ -478,7 +496,7 @@ fn a_loop_of_many_ends_is_followed() {
 fn results_make_no_paths() {
     let mut insns = vec![SAVE_CTX, set(7, 0)];
     for n in 0..60 {
-        insns.extend([load_byte(n), insn(JMP | JNE, 0, 0, 1, 5), add(7, n)]);
+        insns.extend([load_byte(n), Insn::new(JMP | JNE, 0, 0, 1, 5), add(7, n)]);
     }
     insns.extend([copy(0, 7), EXIT_]);
     assert!(accepted(&insns).steps < 1000);
@@ -495,12 +513,12 @@ fn a_short_message_ends_a_subprogram_with_0() {
             store(DW, 10, 2, -8),
             call(4),
             copy(2, 10),
-            insn(ALU64 | ADD | X, 2, 0, 0, 0),
+            Insn::new(ALU64 | ADD | X, 2, 0, 0, 0),
             load(B, 0, 2, -8 - least),
             EXIT_,
             SAVE_CTX,
             load_byte(0),
-            insn(ALU64 | AND, 0, 0, 0, 3),
+            Insn::new(ALU64 | AND, 0, 0, 0, 3),
             add(0, i32::from(least)),
             EXIT_,
         ]
@@ -533,9 +551,13 @@ fn hard_programs_are_refused_in_time() {
     // Every branch makes two states that differ in what decides a later branch.
     let mut insns = vec![SAVE_CTX, set(7, 0)];
     for n in 0..30 {
-        insns.extend([load_byte(n), insn(JMP | JNE, 0, 0, 1, 5), add(7, 1 << n)]);
+        insns.extend([
+            load_byte(n),
+            Insn::new(JMP | JNE, 0, 0, 1, 5),
+            add(7, 1 << n),
+        ]);
     }
-    insns.extend([insn(JMP | JEQ, 7, 0, 0, 3), set(0, 1), EXIT_]);
+    insns.extend([Insn::new(JMP | JEQ, 7, 0, 0, 3), set(0, 1), EXIT_]);
     let reason = verify(&insns).map(|_| ()).expect_err("2^30 paths");
     assert!(
         matches!(reason.reason(), Reason::TooComplex { .. }),
