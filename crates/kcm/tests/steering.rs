@@ -593,7 +593,8 @@ fn an_answer_comes_back_to_who_asked() {
             .map(|it| it.join().expect("asked"))
             .collect();
         let own: u32 = asked.iter().map(|(own, _)| own).sum();
-        assert!(own > 0, "none came back to who asked");
+        // (Without steering it would be a quarter, as where nobody is told of an answer that waits.)
+        assert!(own > 1500, "{own} of 2000 came back to who asked");
         mux.shutdown();
         echo.join().expect("echoed");
     });

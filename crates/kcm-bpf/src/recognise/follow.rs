@@ -17,7 +17,7 @@ use crate::alu::low;
 use crate::decode::Op;
 use crate::recognise::condition::{Comparison, Condition, compare};
 use crate::recognise::number::Number;
-use crate::recognise::state::{State, Value, copy, is_near, load, refuse, simple, zero};
+use crate::recognise::state::{State, Value, copy, load, refuse, simple, zero};
 use crate::verifier::Verified;
 use crate::verifier::helpers::{SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
 
@@ -204,12 +204,7 @@ impl Follower<'_> {
                     index,
                     offset,
                 } => {
-                    let index = match index {
-                        None => 0,
-                        Some(reg) => state.constant(reg)?,
-                    };
-                    let offset = low(index).wrapping_add(offset.cast_unsigned());
-                    let offset = usize::try_from(offset).ok().filter(is_near)?;
+                    let offset = state.packet_offset(index, offset)?;
                     let end = offset + usize::from(size);
                     let short = |state: &mut State| state.leave(zero());
                     let there = |state: &mut State| {
@@ -240,16 +235,7 @@ impl Follower<'_> {
                 }
                 Op::Helper(SKB_LOAD_BYTES | SKB_LOAD_BYTES_RELATIVE) => {
                     let relative = op == Op::Helper(SKB_LOAD_BYTES_RELATIVE);
-                    let from = usize::try_from(low(state.constant(2)?)).ok();
-                    let from = from.filter(is_near)?;
-                    let Value::Stack(to) = *state.reg(3) else {
-                        return None;
-                    };
-                    let len = usize::try_from(low(state.constant(4)?)).ok()?;
-                    // From the network header, which is the message's first byte.
-                    if relative && low(state.constant(5)?) != 1 {
-                        return None;
-                    }
+                    let (from, to, len) = state.load_bytes(relative)?;
                     let end = from + len;
                     if state.least >= end {
                         copy(&mut state, from, to, len)?;

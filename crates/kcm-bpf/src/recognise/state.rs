@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::alu::Alu;
+use crate::alu::{Alu, low};
 use crate::decode::{Op, Operand};
 use crate::insn::op;
 use crate::recognise::number::{Bit, Number};
@@ -78,7 +78,7 @@ impl State {
         }
     }
 
-    pub(super) fn constant(&self, reg: u8) -> Option<u64> {
+    fn constant(&self, reg: u8) -> Option<u64> {
         self.number(reg)?.as_constant()
     }
 
@@ -106,6 +106,31 @@ impl State {
             _ => return None,
         };
         memory.get_mut(at..)?.get_mut(..size.into())
+    }
+
+    /// Where in the message a packet load is from, if its index is a constant.
+    pub(super) fn packet_offset(&self, index: Option<u8>, offset: i32) -> Option<usize> {
+        let index = match index {
+            None => 0,
+            Some(reg) => self.constant(reg)?,
+        };
+        let offset = low(index).wrapping_add(offset.cast_unsigned());
+        usize::try_from(offset).ok().filter(is_near)
+    }
+
+    /// What `bpf_skb_load_bytes` copies, if its arguments are constants: from where in the message, to
+    /// where in the stack, and how much.
+    pub(super) fn load_bytes(&self, relative: bool) -> Option<(usize, u64, usize)> {
+        let from = usize::try_from(low(self.constant(2)?)).ok();
+        let Value::Stack(to) = *self.reg(3) else {
+            return None;
+        };
+        let len = usize::try_from(low(self.constant(4)?)).ok()?;
+        // From the network header, which is the message's first byte.
+        if relative && low(self.constant(5)?) != 1 {
+            return None;
+        }
+        Some((from.filter(is_near)?, to, len))
     }
 
     /// What helpers and packet loads leave in the registers of arguments.
@@ -147,7 +172,7 @@ pub(super) fn zero() -> Value {
 }
 
 /// Whether this can be the offset of a length field.
-pub(super) fn is_near(offset: &usize) -> bool {
+fn is_near(offset: &usize) -> bool {
     *offset <= MAX_FIELD_OFFSET
 }
 

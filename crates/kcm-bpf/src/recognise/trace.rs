@@ -30,7 +30,7 @@ use crate::decode::Op;
 use crate::insn::op;
 use crate::recognise::condition::{Comparison, Condition, compare};
 use crate::recognise::number::{Bit, Number};
-use crate::recognise::state::{State, Value, copy, is_near, load, simple};
+use crate::recognise::state::{State, Value, copy, load, simple};
 use crate::recognise::tree::Decision;
 use crate::verifier::helpers::{SKB_LOAD_BYTES, SKB_LOAD_BYTES_RELATIVE};
 use crate::verifier::{Context, Verified};
@@ -113,12 +113,10 @@ impl Tracer<'_> {
                     index,
                     offset,
                 } => {
-                    let index = match index {
-                        None => 0,
-                        Some(reg) => self.pin_register(&mut state, reg)?,
-                    };
-                    let offset = low(index).wrapping_add(offset.cast_unsigned());
-                    let offset = usize::try_from(offset).ok().filter(is_near)?;
+                    if let Some(reg) = index {
+                        self.pin_register(&mut state, reg)?;
+                    }
+                    let offset = state.packet_offset(index, offset)?;
                     self.needs(offset + usize::from(size))?;
                     state.called();
                     let loaded = Number::packet(u32::try_from(offset).ok()?, size.into());
@@ -130,16 +128,10 @@ impl Tracer<'_> {
                 }
                 Op::Helper(SKB_LOAD_BYTES | SKB_LOAD_BYTES_RELATIVE) => {
                     let relative = op == Op::Helper(SKB_LOAD_BYTES_RELATIVE);
-                    let from = low(self.pin_register(&mut state, 2)?);
-                    let from = usize::try_from(from).ok().filter(is_near)?;
-                    let len = usize::try_from(low(self.pin_register(&mut state, 4)?)).ok()?;
-                    let Value::Stack(to) = *state.reg(3) else {
-                        return None;
-                    };
-                    // From the network header, which is the message's first byte.
-                    if relative && low(self.pin_register(&mut state, 5)?) != 1 {
-                        return None;
+                    for reg in [2, 4].into_iter().chain(relative.then_some(5)) {
+                        self.pin_register(&mut state, reg)?;
                     }
+                    let (from, to, len) = state.load_bytes(relative)?;
                     self.needs(from.checked_add(len)?)?;
                     copy(&mut state, from, to, len)?;
                 }
@@ -195,10 +187,10 @@ impl Tracer<'_> {
         Some(self.value(number))
     }
 
-    fn pin_register(&mut self, state: &mut State, reg: u8) -> Option<u64> {
+    fn pin_register(&mut self, state: &mut State, reg: u8) -> Option<()> {
         let value = self.pin(state.number(reg)?)?;
         state.set(reg, Value::Number(Number::constant(value)));
-        Some(value)
+        Some(())
     }
 
     /// Whether it is so, in this message and in others that keep to the guards.

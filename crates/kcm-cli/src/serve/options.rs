@@ -81,9 +81,8 @@ pub(crate) struct ServeOptions {
     pub(crate) max_connections: usize,
 
     /// Memory for messages received, at least --max-message, and as much again for replies that clients
-    /// have not read. Where
-    /// others wait for it, clients that do not finish a message or do not read are closed before the
-    /// --deadline
+    /// have not read. Where others wait for it, clients that do not finish a message or do not read are
+    /// closed before the --deadline
     #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "256M")]
     pub(crate) memory: usize,
 
@@ -119,7 +118,8 @@ A worker:
   does not fit is lost. A shell reads with `dd bs=256K count=1`.
 
   A worker that ends is started again: at once, and after failures in a row with a pause of 0.1 s, which
-  is doubled each time, up to 5 s, if it has not finished any message. One that writes without having a message, or too much, is killed.
+  is doubled each time, up to 5 s, if it has not finished any message. One that writes without having
+  a message, or too much, is killed.
 
 Examples:
   kcm serve --listen 127.0.0.1:7000 --framing u32be+4 -- python3 worker.py
