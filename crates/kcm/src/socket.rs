@@ -188,12 +188,11 @@ impl Socket {
     #[inline(always)]
     fn recv_of(&mut self, want: usize) -> Result<Message> {
         if let Some(hand) = &mut self.hand
-            && self.partial.is_none()
-            && let Some(message) = hand.next(&self.state)
+            && let Some(message) = hand.next_plain(&self.state)
         {
             return Ok(message);
         }
-        Ok(self.recv_slow(want)?)
+        Ok(self.recv_otherwise(want)?)
     }
 
     /// The next message, copied: one message, or, on a seqpacket socket, the next part of it.
@@ -202,7 +201,7 @@ impl Socket {
     ///
     /// As [`Socket::recv`].
     pub fn recv_into(&mut self, buffer: &mut [u8]) -> Result<Received> {
-        let (message, from) = match self.partial.take() {
+        let (message, from) = match self.take_partial() {
             Some(partial) => partial,
             None => (self.recv()?, 0),
         };
@@ -219,7 +218,7 @@ impl Socket {
             connection: message.connection(),
         };
         if keep {
-            self.partial = Some((message, from + len));
+            self.keep_partial(message, from + len);
         }
         self.after_recv(true);
         Ok(received)
@@ -234,13 +233,29 @@ impl Socket {
     pub fn peek(&mut self) -> Result<Message> {
         if self.partial.is_none() {
             let message = self.recv()?;
-            self.partial = Some((message, 0));
+            self.keep_partial(message, 0);
             self.after_recv(true);
         }
         match &self.partial {
             Some((message, from)) => Ok(message.share_from(*from)),
             None => Err(Error::WouldBlock),
         }
+    }
+
+    /// A message is to be received before all others, from this byte on.
+    fn keep_partial(&mut self, message: Message, from: usize) {
+        self.partial = Some((message, from));
+        if let Some(hand) = &mut self.hand {
+            hand.pause();
+        }
+    }
+
+    fn take_partial(&mut self) -> Option<(Message, usize)> {
+        let partial = self.partial.take()?;
+        if let Some(hand) = &mut self.hand {
+            hand.go_on();
+        }
+        Some(partial)
     }
 
     /// Says that this socket is done with what it received, without asking for more: the next

@@ -1,5 +1,7 @@
 //! A length field without arithmetic but a shift and a bias: nearly all of them.
 
+use std::hint::cold_path;
+
 use super::Endian;
 
 /// Beyond all bytes.
@@ -49,7 +51,11 @@ impl PlainField {
     pub const fn length(&self, word: [u8; 8]) -> Option<u64> {
         self.biased(match self.endian {
             Endian::Big => u64::from_be_bytes(word) >> self.spare_bits,
-            Endian::Little => u64::from_le_bytes(word) << self.unused_bits >> self.spare_bits,
+            Endian::Little => {
+                // Fewer protocols: their turn is a jump, the others' none.
+                cold_path();
+                u64::from_le_bytes(word) << self.unused_bits >> self.spare_bits
+            }
         })
     }
 

@@ -109,7 +109,7 @@ impl<T> Buffer<T> {
             left,
             position: range.start,
             end: range.end,
-            word_offset: 0,
+            words: Block::bytes(self.block).as_ptr(),
             words_end: 0,
             walk: None,
         }
@@ -123,8 +123,8 @@ pub(crate) struct Credit<T> {
     left: usize,
     position: usize,
     end: usize,
-    /// The 8 bytes from `word_offset` on behind a position below `words_end` are filled.
-    word_offset: usize,
+    /// So many bytes behind this as a position says, if that is below `words_end`, 8 filled bytes begin.
+    words: *const u8,
     words_end: usize,
     walk: Option<Arc<Dropped>>,
 }
@@ -216,7 +216,8 @@ impl<T> Credit<T> {
     pub(crate) fn set_words(&mut self, offset: usize, need: usize, until: usize) {
         let need = need.max(offset.saturating_add(size_of::<[u8; 8]>()));
         let first_without = (self.end + 1).saturating_sub(need);
-        (self.word_offset, self.words_end) = (offset, first_without.min(until));
+        self.words = Block::bytes(self.block).as_ptr().wrapping_add(offset);
+        self.words_end = first_without.min(until);
     }
 
     /// 8 bytes of what comes next.
@@ -227,10 +228,7 @@ impl<T> Credit<T> {
         }
         // SAFETY: below `words_end`, all 8 bytes end at `end` or before: they are filled, and do not
         // change. The references in stock keep the block alive: there is one at least.
-        Some(unsafe {
-            let start = Block::bytes(self.block).add(self.position + self.word_offset);
-            start.cast::<[u8; 8]>().read()
-        })
+        Some(unsafe { self.words.add(self.position).cast::<[u8; 8]>().read() })
     }
 
     /// A view of the next `len` bytes, paid from the stock: if there are so many (and one at least, so
@@ -243,11 +241,8 @@ impl<T> Credit<T> {
         agree: impl FnOnce(usize, usize) -> bool,
     ) -> Option<Slice<T>> {
         let start = self.position;
-        if len.wrapping_sub(1) >= self.end - start {
-            return None;
-        }
-        let (next, left) = (start + len, self.left - 1);
-        if !agree(next, left) {
+        let (next, left) = (start.wrapping_add(len), self.left - 1);
+        if next <= start || next > self.end || !agree(next, left) {
             return None;
         }
         (self.position, self.left) = (next, left);

@@ -16,13 +16,14 @@ impl Socket {
     /// As [`Socket::recv`].
     pub fn recv_batch(&mut self, max: usize) -> Result<Batch<'_>> {
         let max = max.max(1);
-        let first = match self.partial.take() {
+        let first = match self.take_partial() {
             Some((message, from)) => First::Rest(message, from),
             None => First::Message(self.recv_of(max)?),
         };
         Ok(Batch {
             first,
-            left: max - 1,
+            beside: max - 1,
+            floor: usize::MAX,
             socket: self,
         })
     }
@@ -31,8 +32,12 @@ impl Socket {
 /// Messages taken together; from [`Socket::recv_batch`].
 pub struct Batch<'a> {
     first: First,
-    /// How many may be taken beside it.
-    left: usize,
+    /// How many may be taken beside the first, if that is not taken yet, or nothing is walked through.
+    beside: usize,
+    /// Of a walk, whose stock goes down by one with each message: at which the batch is over. So a
+    /// message of a burst is one comparison dearer than one that is received by itself, and not two
+    /// numbers, of which one is written.
+    floor: usize,
     socket: &'a mut Socket,
 }
 
@@ -49,45 +54,58 @@ impl Iterator for Batch<'_> {
 
     #[inline(always)]
     fn next(&mut self) -> Option<Message> {
-        if !matches!(self.first, First::None) {
-            return mem::replace(&mut self.first, First::None).message();
+        if let Some(hand) = &mut self.socket.hand
+            && hand.stock() > self.floor
+            && let Some(message) = hand.next_plain(&self.socket.state)
+        {
+            return Some(message);
         }
-        self.left = self.left.checked_sub(1)?;
-        let walked = match &mut self.socket.hand {
-            Some(hand) => hand.next(&self.socket.state),
-            None => None,
-        };
-        if walked.is_some() {
-            return walked;
-        }
-        self.socket.more_of_batch()
+        self.next_otherwise()
     }
 }
 
-impl First {
-    /// By value: a batch whose address goes elsewhere could not stay in registers.
+impl Batch<'_> {
+    /// The next message, where it is not plainly there.
     #[inline(never)]
-    fn message(self) -> Option<Message> {
-        match self {
-            Self::None => None,
-            Self::Message(message) => Some(message),
-            Self::Rest(message, from) => Some(message.share_from(from)),
+    fn next_otherwise(&mut self) -> Option<Message> {
+        match mem::replace(&mut self.first, First::None) {
+            First::None => {}
+            First::Message(message) => {
+                self.begin_walk();
+                return Some(message);
+            }
+            First::Rest(message, from) => {
+                self.begin_walk();
+                return Some(message.share_from(from));
+            }
+        }
+        if let Some(hand) = &mut self.socket.hand {
+            if hand.stock() <= self.floor {
+                return None;
+            }
+            if let Some(message) = hand.next_by_rule(&self.socket.state) {
+                return Some(message);
+            }
+            // (Beside a walk nothing is granted.)
+            self.beside = hand.stock() - self.floor;
+            if self.socket.state.lease.is_revoked() {
+                // What was cut off just before is still this socket's.
+                self.socket.end_hand();
+            }
+        }
+        self.beside = self.beside.checked_sub(1)?;
+        self.socket.granted.next()
+    }
+
+    /// The first message is taken.
+    fn begin_walk(&mut self) {
+        if let Some(hand) = &self.socket.hand {
+            self.floor = hand.stock().saturating_sub(self.beside);
         }
     }
 }
 
 impl Socket {
-    /// The next message of a batch that is not one of a walk.
-    #[cold]
-    #[inline(never)]
-    fn more_of_batch(&mut self) -> Option<Message> {
-        if self.hand.is_some() && self.state.lease.is_revoked() {
-            // What was cut off just before is still this socket's.
-            self.end_hand();
-        }
-        self.granted.next()
-    }
-
     /// A batch is over; what was not taken from it is for whoever asks next.
     #[cold]
     #[inline(never)]
@@ -113,7 +131,7 @@ impl Drop for Batch<'_> {
             First::None if self.socket.granted.is_empty() => {}
             First::None => self.socket.return_rest(None),
             First::Message(message) => self.socket.return_rest(Some(message)),
-            First::Rest(message, from) => self.socket.partial = Some((message, from)),
+            First::Rest(message, from) => self.socket.keep_partial(message, from),
         }
         self.socket.after_recv(true);
     }

@@ -23,10 +23,22 @@ const TAKES_BETWEEN_LOOKS: u32 = 64;
 const TAKES_OF_A_TURN: u32 = 16;
 
 impl Socket {
+    /// The next message, where it is not plainly there.
+    #[inline(never)]
+    pub(super) fn recv_otherwise(&mut self, want: usize) -> Result<Message, NoMessage> {
+        if let Some(hand) = &mut self.hand
+            && self.partial.is_none()
+            && let Some(message) = hand.next_by_rule(&self.state)
+        {
+            return Ok(message);
+        }
+        self.recv_slow(want)
+    }
+
     /// Everything but the next message of a burst in hand.
     #[cold]
     #[inline(never)]
-    pub(super) fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
+    fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
         if self.solo {
             if let Some(known) = &self.known
                 && !self.state.has_settings()
@@ -59,7 +71,7 @@ impl Socket {
     /// The next message of what this socket has in hand. If there is none, that is finished; `back` is
     /// the connection of a walk that has ended.
     fn go_on(&mut self, want: usize, back: &mut Option<Arc<Psock>>) -> Option<Message> {
-        if let Some((message, from)) = self.partial.take() {
+        if let Some((message, from)) = self.take_partial() {
             return Some(message.share_from(from));
         }
         if let Some(message) = self.granted.next() {
