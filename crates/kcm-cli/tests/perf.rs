@@ -75,6 +75,8 @@ fn all_rows_are_measured_and_told_as_json() {
         assert!(ratio[0].is_some() && ratio.is_sorted(), "{ratio:?}");
         let is_work = row["scenario"] == "work";
         assert_eq!(row["ideal"]["rate_per_s"].is_number(), is_work);
+        let late_us = row["sleep_late_us"].as_f64();
+        assert_eq!(late_us.is_some_and(|us| us > 0.0), is_work, "{row}");
         for key in latency {
             assert_eq!(row["ideal"]["latency_us"][key].is_number(), is_work);
         }

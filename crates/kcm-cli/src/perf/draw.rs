@@ -17,12 +17,13 @@ pub(super) const IN_FLIGHT: [usize; 6] = [16, 4, 2, 1, 1, 1];
 const PAUSING_IN_FLIGHT: usize = 2;
 const MEAN_PAUSE: Duration = Duration::from_millis(5);
 
-const MEAN_SERVICE: Duration = Duration::from_micros(500);
+const MEAN_SERVICE_NS: u64 = 500_000;
 const COMPUTING: Duration = Duration::from_micros(20);
 /// One request in so many is long ...
 const LONG_ONE_IN: u64 = 20;
 /// ... namely so many times as long as the others.
-const LONG_TIMES: u32 = 20;
+const LONG_TIMES: u64 = 20;
+const SHORT_NS: u64 = MEAN_SERVICE_NS * LONG_ONE_IN / (LONG_ONE_IN + LONG_TIMES - 1);
 
 /// The draws of one round.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,11 @@ pub(super) struct Draw {
 impl Draw {
     pub(super) fn new(seed: u64) -> Self {
         Self { seed }
+    }
+
+    /// The sleep in most services.
+    pub(super) fn usual_sleep() -> Duration {
+        Duration::from_nanos(SHORT_NS).saturating_sub(COMPUTING)
     }
 
     /// The number of a connection's n-th request.
@@ -47,13 +53,9 @@ impl Draw {
 
     /// How long this request takes.
     pub(super) fn service(&self, number: u64) -> ServiceTime {
-        // 1 / (1 + (LONG_TIMES - 1) / LONG_ONE_IN) of the mean.
-        let short = MEAN_SERVICE * 20 / 39;
-        ServiceTime(if self.bits(number, 1).is_multiple_of(LONG_ONE_IN) {
-            short * LONG_TIMES
-        } else {
-            short
-        })
+        let is_long = self.bits(number, 1).is_multiple_of(LONG_ONE_IN);
+        let times = if is_long { LONG_TIMES } else { 1 };
+        ServiceTime(Duration::from_nanos(SHORT_NS * times))
     }
 
     /// How long its client pauses after the reply to it.
@@ -91,13 +93,18 @@ impl ServiceTime {
         self.0
     }
 
-    /// Takes as long.
-    pub(super) fn spend(self) {
+    /// Takes as long, where sleeps end so much too late.
+    pub(super) fn spend(self, lateness: Duration) {
         let begin = Instant::now();
         while begin.elapsed() < COMPUTING {
             std::hint::spin_loop();
         }
-        std::thread::sleep(self.0.saturating_sub(begin.elapsed()));
+        std::thread::sleep(self.sleep_after(begin.elapsed(), lateness));
+    }
+
+    /// What to sleep for, with so much of it over.
+    fn sleep_after(self, elapsed: Duration, lateness: Duration) -> Duration {
+        self.0.saturating_sub(elapsed).saturating_sub(lateness)
     }
 }
 
@@ -111,12 +118,26 @@ mod tests {
         let numbers = || (0..200_000).map(|nth| Draw::number(3, nth));
         let mean = |total: Duration| total / 200_000;
         let service = mean(numbers().map(|n| draw.service(n).total()).sum());
-        assert!(
-            service.abs_diff(MEAN_SERVICE) < MEAN_SERVICE / 50,
-            "{service:?}"
-        );
+        let wanted = Duration::from_nanos(MEAN_SERVICE_NS);
+        assert!(service.abs_diff(wanted) < wanted / 50, "{service:?}");
         let pause = mean(numbers().map(|n| draw.pause(n)).sum());
         assert!(pause.abs_diff(MEAN_PAUSE) < MEAN_PAUSE / 50, "{pause:?}");
+    }
+
+    #[test]
+    fn a_service_sleeps_for_what_is_left_less_what_sleeps_take_longer() {
+        let us = Duration::from_micros;
+        let service = ServiceTime(us(256));
+        for (elapsed, lateness, expected) in [
+            (20, 0, 236),
+            (20, 36, 200),
+            (190, 36, 30),
+            (240, 36, 0),
+            (300, 0, 0),
+        ] {
+            let sleep = service.sleep_after(us(elapsed), us(lateness));
+            assert_eq!(sleep, us(expected), "{elapsed}, {lateness}");
+        }
     }
 
     #[test]

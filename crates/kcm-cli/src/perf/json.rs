@@ -46,6 +46,9 @@ pub(super) struct RowResult {
     pub(super) kernel: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ideal: Option<Figures>,
+    /// How late sleeps ended before the measurement; services slept so much less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sleep_late_us: Option<f64>,
     #[serde(flatten)]
     pub(super) to_tcp: ToTcp,
     #[serde(flatten)]
@@ -76,6 +79,7 @@ impl RowResult {
             kcm,
             kernel: None,
             ideal: None,
+            sleep_late_us: None,
             to_tcp: ToTcp(to_tcp),
             to_kernel: None,
             to_ideal: None,

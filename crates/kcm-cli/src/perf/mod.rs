@@ -21,6 +21,7 @@ mod ideal;
 mod json;
 mod kernel;
 mod kernel_serve;
+mod lateness;
 mod machine;
 mod plan;
 mod raw;
@@ -124,6 +125,10 @@ fn measure_row(
 ) -> Result<RowResult, Failure> {
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); contenders.len()];
     let mut ideal = Vec::new();
+    let lateness = match row.scenario {
+        ScenarioName::Work => Some(lateness::of_sleeps(Draw::usual_sleep(), row.sockets)?),
+        _ => None,
+    };
     for round in 0..rounds {
         let draw = Draw::new(u64::from(round));
         for turn in 0..contenders.len() {
@@ -131,7 +136,7 @@ fn measure_row(
             let contender = contenders[index];
             let label = format!("{} over {}", row.label(), contender.name());
             progress.show(&format!("{label} {}/{rounds}", round + 1));
-            let trial = Trial::new(row, contender, pins, draw);
+            let trial = Trial::new(row, contender, pins, draw, lateness.unwrap_or_default());
             samples[index].push(trial.measure().map_err(|e| e.within(&label))?);
             progress.advance(row.timing.whole().as_nanos());
         }
@@ -157,6 +162,7 @@ fn measure_row(
         result.to_kernel = Some(ToKernel(Ratios::new(kcm, kernel)));
         result.kernel_to_tcp = Some(Ratios::new(kernel, tcp));
     }
+    result.sleep_late_us = lateness.map(|lateness| lateness.as_secs_f64() * 1e6);
     if !ideal.is_empty() {
         result.ideal = Some(Figures::of(&ideal));
         result.to_ideal = Some(ToIdeal(Ratios::new(kcm, &ideal)));

@@ -95,6 +95,13 @@ pub(super) fn notes(rows: &[RowResult]) -> String {
     if has(|r| r.ideal.is_some()) {
         text.push_str("ideal: one queue feeding all workers, simulated for the same draw.\n");
     }
+    if let Some(late_us) = rows.iter().find_map(|r| r.sleep_late_us) {
+        let _ = writeln!(
+            text,
+            "work: sleeps end {late_us:.0} us late on this machine, idle, measured before; services \
+             of all contenders sleep so much less."
+        );
+    }
     if has(|r| r.kernel.is_some()) {
         text.push_str(
             "kernel: AF_KCM; what it does in soft interrupts and kernel threads is in nobody's CPU \

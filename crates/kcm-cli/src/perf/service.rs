@@ -1,6 +1,6 @@
 //! What a server does with a message: the same code for every contender.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     draw::Draw,
@@ -51,12 +51,14 @@ impl Service for Acknowledge {
 pub(super) struct Work {
     pub(super) inner: Acknowledge,
     pub(super) draw: Draw,
+    /// How late sleeps end.
+    pub(super) lateness: Duration,
 }
 
 impl Service for Work {
     fn serve(&mut self, message: &[u8], reply: &mut Vec<u8>) -> Result<(), Mismatch> {
         let number = self.inner.template.check(message)?;
-        self.draw.service(number).spend();
+        self.draw.service(number).spend(self.lateness);
         self.inner.serve(message, reply)
     }
 }

@@ -195,7 +195,7 @@ impl Ratios {
     }
 }
 
-fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(super) fn median_of(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     median(&values)

@@ -10,7 +10,7 @@ mod pipeline_rr;
 mod rr;
 mod work;
 
-use std::{net::TcpStream, sync::Arc};
+use std::{net::TcpStream, sync::Arc, time::Duration};
 
 use super::{
     affinity::Pins,
@@ -30,6 +30,8 @@ pub(super) struct Trial<'a> {
     row: &'a Row,
     contender: Contender,
     draw: Draw,
+    /// How late sleeps end here, for services that sleep.
+    lateness: Duration,
     run: Arc<Run>,
 }
 
@@ -51,7 +53,13 @@ struct Outcome<S> {
 }
 
 impl<'a> Trial<'a> {
-    pub(super) fn new(row: &'a Row, contender: Contender, pins: Pins, draw: Draw) -> Self {
+    pub(super) fn new(
+        row: &'a Row,
+        contender: Contender,
+        pins: Pins,
+        draw: Draw,
+        lateness: Duration,
+    ) -> Self {
         // Four workers on one processor would wait for that, not for messages.
         let pins = match row.scenario {
             ScenarioName::Work => Pins::NONE,
@@ -61,6 +69,7 @@ impl<'a> Trial<'a> {
             row,
             contender,
             draw,
+            lateness,
             run: Run::new(row.sockets, pins),
         }
     }

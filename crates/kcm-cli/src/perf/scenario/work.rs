@@ -32,7 +32,7 @@ use crate::perf::{
 pub(super) fn run(trial: &Trial<'_>) -> Result<Sample, Failure> {
     let template = Template::with_body(&trial.row.framing, trial.row.size_bytes)?;
     let reply = Template::with_body(&trial.row.framing, NUMBER_BYTES)?;
-    let draw = trial.draw;
+    let (draw, lateness) = (trial.draw, trial.lateness);
     let outcome = trial.run(
         Load::Many(Replies::AtOnce),
         template.len(),
@@ -42,6 +42,7 @@ pub(super) fn run(trial: &Trial<'_>) -> Result<Sample, Failure> {
                 reply: reply.clone(),
             },
             draw,
+            lateness,
         },
         |streams| {
             let client = Client::new(streams, draw, template.clone(), reply.clone());
