@@ -9,8 +9,8 @@
 //! contenders and rounds.
 //!
 //! Sleeps with an absolute end are as late. Rejected: to spin for what is left of a service whose
-//! sleep ended early. The late ones stay late, so the mean is 2 to 3 % too long where it is 1 to 2 %
-//! without; and five threads on two processors have no time to spin.
+//! sleep ended early. The late ones stay late, which makes the mean 5 us longer in the same runs; and
+//! five threads on two processors have no time to spin.
 
 use std::{
     thread,
