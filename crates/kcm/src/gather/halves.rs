@@ -28,7 +28,7 @@
 //! scenario, and four threads on one processor lost a tenth); after every 64, which is a send too many
 //! (0.8 of the rate). A first part of a twelfth or a quarter: the peer gets it alone more often, but the parts
 //! are too uneven to keep both sides at work (0.96 of the rate, where halves had 0.99 in the same runs); of three
-//! quarters or more: next to nothing is won (0.84 to 0.9, and halves 1.0 to 1.2).
+//! quarters or more: next to nothing is won (0.84 to 0.9, and halves 1.0 to 1.2 in theirs).
 
 use std::cell::Cell;
 
