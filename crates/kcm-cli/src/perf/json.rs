@@ -2,7 +2,8 @@
 //!
 //! Rates are messages a second (requests, where there are replies), all ratios are taken within a
 //! round. `ratio_*` are KCM / TCP, `ratio_kernel*` KCM / the kernel's KCM, `ratio_ideal*`
-//! KCM / the simulated ideal; what was not measured is left out.
+//! KCM / the simulated ideal; `sleep_late_us` is what services of `work` sleep less, since sleeps end
+//! so late here. What was not measured is left out.
 
 use serde::Serialize;
 
@@ -46,7 +47,7 @@ pub(super) struct RowResult {
     pub(super) kernel: Option<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ideal: Option<Figures>,
-    /// How late sleeps ended before the measurement; services slept so much less.
+    /// How late sleeps ended before the measurement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sleep_late_us: Option<f64>,
     #[serde(flatten)]
