@@ -72,6 +72,16 @@ impl<T> Lease<T> {
         *state = State::Held(from);
     }
 
+    /// The holder, whom nobody revokes meanwhile: the lease is of other bytes now, from `position` on.
+    pub(crate) fn restart(&self, position: usize, stock: usize) {
+        // (For who looks at the counters.)
+        let _state = lock(&self.state);
+        self.position.store(position, Ordering::Relaxed);
+        self.start.store(position, Ordering::Relaxed);
+        self.stock.store(stock, Ordering::Relaxed);
+        self.left.store(stock, Ordering::Relaxed);
+    }
+
     /// The holder: takes everything up to `next`, after `taken` messages before. False: it was revoked, perhaps before;
     /// [`Lease::end`] tells.
     #[inline(always)]

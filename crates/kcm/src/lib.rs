@@ -61,6 +61,7 @@ mod origin;
 mod outgoing;
 mod psock;
 mod psocks;
+mod read_on;
 mod readiness;
 mod receive;
 mod revoke;

@@ -170,6 +170,12 @@ impl Psock {
         self.rx.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// The same, if nobody else has it at this moment.
+    pub(crate) fn try_rx(&self) -> Option<MutexGuard<'_, Rx>> {
+        pause();
+        self.rx.try_lock().ok()
+    }
+
     /// The receiving side, for others than the thread that has the claim.
     pub(crate) fn lock_rx(&self) -> MutexGuard<'_, Rx> {
         pause();

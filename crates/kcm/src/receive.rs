@@ -345,6 +345,11 @@ impl Rx {
         self.usual_bytes = n.max(self.usual_bytes - self.usual_bytes / 8);
     }
 
+    /// A read has met the end of the stream; the next one is to meet it again.
+    pub(crate) fn meet_again(&mut self, reason: EndReason) {
+        self.met = Some(reason);
+    }
+
     /// Why the connection ends after a read that brought nothing; `None`: it does not.
     fn what_ends(&self, result: &io::Result<usize>) -> Option<EndReason> {
         match result {

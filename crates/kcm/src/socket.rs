@@ -253,7 +253,7 @@ impl Socket {
     fn take_partial(&mut self) -> Option<(Message, usize)> {
         let partial = self.partial.take()?;
         if let Some(hand) = &mut self.hand {
-            hand.go_on();
+            hand.end_pause();
         }
         Some(partial)
     }

@@ -103,7 +103,7 @@ impl<T> Solo<T> {
 
 impl Mux {
     /// Whether a socket that is alone may retain what it has, to block with it on this thread.
-    fn allows_solo(&self) -> bool {
+    pub(crate) fn allows_solo(&self) -> bool {
         self.socket_count() == 1
             && self.psock_count() == 1
             && self.readiness.polled() == 0

@@ -112,12 +112,12 @@ impl Hand {
         Some(Message::new(slice))
     }
 
-    /// Until [`Hand::go_on`], nothing is plainly there: the socket has something else to give before.
+    /// Until [`Hand::end_pause`], nothing is plainly there: the socket has something else to give before.
     pub(crate) fn pause(&mut self) {
         self.be_plain_until(0);
     }
 
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn end_pause(&mut self) {
         self.be_plain_until(self.stop);
     }
 
@@ -179,6 +179,42 @@ impl Hand {
 
     pub(crate) fn leased(&self) -> &Leased {
         &self.leased
+    }
+
+    /// The walk is at the end of what was read. What it has taken is counted, and what it has in stock is
+    /// given back, so that the buffer can be used anew. The caller has the receiving side locked, and
+    /// nobody has revoked the lease.
+    pub(crate) fn stop(&mut self, rx: &mut Rx, psock: &Psock, state: &SocketState) {
+        let position = self.credit.position();
+        let (taken, len) = (self.taken().into(), position - self.start);
+        state.lease.restart(position, 0);
+        rx.set_position(position);
+        psock.count_received(state, taken, len);
+        self.credit.give_back();
+        (self.start, self.credit_at_start) = (position, 0);
+    }
+
+    /// It has stopped, and is to end here.
+    pub(crate) fn stay(&mut self, rx: &Rx, state: &SocketState) {
+        self.credit.stay_at(rx.position);
+        self.start = rx.position;
+        state.lease.restart(rx.position, 0);
+    }
+
+    /// It goes on with what was read meanwhile, on the same conditions.
+    pub(crate) fn go_on(&mut self, rx: &mut Rx, psock: &Psock, state: &SocketState) {
+        let (position, Some(buffer)) = (rx.position, rx.buffer()) else {
+            return;
+        };
+        self.credit = buffer.credit(position..buffer.len());
+        self.credit.begin_walk();
+        (self.start, self.credit_at_start) = (position, self.credit.left());
+        state.lease.restart(position, self.credit_at_start);
+        rx.note_label(Label::PLAIN);
+        if !matches!(self.asked, Asked::Plain(_)) {
+            self.asked = Asked::of(&self.rule, rx, psock, self.max_message_bytes);
+        }
+        self.stop_at(position + self.credit_at_start);
     }
 
     /// Ends the walk.

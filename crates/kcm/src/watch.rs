@@ -269,6 +269,23 @@ impl Mux {
         own
     }
 
+    /// The caller, which has the watch, is about to block in a receive on the only connection. False: it
+    /// must not, it is wanted elsewhere.
+    pub(crate) fn begin_watch_alone(&self) -> bool {
+        self.watch.enter();
+        let may = self.watch.begin_alone(&self.hub);
+        if !may {
+            self.watch.leave();
+        }
+        may
+    }
+
+    /// It is back.
+    pub(crate) fn end_watch_alone(&self) {
+        self.watch.end_alone();
+        self.watch.leave();
+    }
+
     /// Looks what is ready, without waiting, as a thread that has the watch. A connection that is
     /// in no epoll is looked at once: `looked` says whether it was.
     pub(crate) fn glance(self: &Arc<Self>, looked: &mut bool) -> Option<Arc<Psock>> {

@@ -188,6 +188,24 @@ impl<T> Credit<T> {
         };
     }
 
+    /// Gives the stock back; the walk is over.
+    pub(crate) fn give_back(&mut self) {
+        self.end_walk();
+        (self.end, self.words_end) = (self.position, 0);
+        let left = std::mem::take(&mut self.left);
+        if left > 0 {
+            // SAFETY: what is left in stock is this Credit's own. Without any it reaches for nothing: there
+            // are no bytes left either.
+            unsafe { Block::release(self.block, left) };
+        }
+    }
+
+    /// Without a stock, it may stand anywhere.
+    pub(crate) fn stay_at(&mut self, position: usize) {
+        assert_eq!(self.left, 0);
+        (self.position, self.end) = (position, position);
+    }
+
     /// References left, without those of views that were dropped in a walk.
     #[inline]
     pub(crate) fn left(&self) -> usize {
@@ -203,6 +221,9 @@ impl<T> Credit<T> {
     /// The bytes that are left of those that the credit was taken for.
     #[inline(always)]
     pub(crate) fn rest(&self) -> &[u8] {
+        if self.position == self.end {
+            return &[];
+        }
         // SAFETY: filled bytes, which do not change. The references in stock keep the block alive:
         // there is one at least for each byte.
         unsafe {
@@ -264,10 +285,6 @@ impl<T> Credit<T> {
 
 impl<T> Drop for Credit<T> {
     fn drop(&mut self) {
-        self.end_walk();
-        if self.left > 0 {
-            // SAFETY: what is left in stock is this Credit's own.
-            unsafe { Block::release(self.block, self.left) };
-        }
+        self.give_back();
     }
 }

@@ -28,9 +28,18 @@ impl Socket {
     pub(super) fn recv_otherwise(&mut self, want: usize) -> Result<Message, NoMessage> {
         if let Some(hand) = &mut self.hand
             && self.partial.is_none()
-            && let Some(message) = hand.next_by_rule(&self.state)
         {
-            return Ok(message);
+            if let Some(message) = hand.next_by_rule(&self.state) {
+                return Ok(message);
+            }
+            if let Some(known) = &self.known
+                && !self.state.has_settings()
+                && !self.keyed
+                && self.granted.is_empty()
+                && let Some(message) = self.mux.read_on(hand, known, &self.state)
+            {
+                return Ok(message);
+            }
         }
         self.recv_slow(want)
     }
