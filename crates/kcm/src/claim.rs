@@ -62,6 +62,12 @@ impl Claim {
             .is_ok()
     }
 
+    /// Whether there has been news since the caller, who works, had the connection.
+    pub(crate) fn has_news(&self) -> bool {
+        // SYNC: acquire, with the release in `notify`.
+        self.0.load(Ordering::Acquire) == NOTIFIED
+    }
+
     /// The caller stops working; `more` says whether it left work. True: the caller must push the
     /// connection to the ready list.
     #[must_use]

@@ -80,7 +80,7 @@ impl Connection {
 
     /// Changes the limits; they hold for an unfinished message at the front too.
     pub fn set_limits(&self, limits: Limits) {
-        self.psock.lock_rx().assembler.set_limits(limits);
+        self.psock.change_rx(|rx| rx.assembler.set_limits(limits));
         self.psock.set_deadline(limits.assembly_deadline);
         self.psock.notify();
     }
@@ -88,8 +88,8 @@ impl Connection {
     /// Changes the framing, from the next byte on that no socket has been given.
     pub fn set_framing(&self, framing: impl Into<Framing>) {
         let framing = framing.into();
-        self.psock.take_back_lease();
-        self.psock.lock_rx().assembler.set_framing(&framing);
+        self.psock
+            .change_rx(|rx| rx.assembler.set_framing(&framing));
         self.psock.tx.set_framing(&framing);
         self.psock.notify();
     }

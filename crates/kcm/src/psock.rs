@@ -320,6 +320,17 @@ impl Psock {
         }
     }
 
+    /// Changes how it receives: what a socket has leased, by the old ways, is taken back.
+    pub(crate) fn change_rx(self: &Arc<Self>, change: impl FnOnce(&mut Rx)) {
+        let mut rx = self.lock_rx();
+        let revoked = self.mux.revoke_under(self, &mut rx);
+        change(&mut rx);
+        drop(rx);
+        if revoked {
+            self.release(true);
+        }
+    }
+
     /// Whether its end was told.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)

@@ -54,6 +54,7 @@ impl Mux {
             || psock.registered.load(Ordering::Relaxed)
             || psock.has_ended()
             || psock.receive_disabled.load(Ordering::Relaxed)
+            || psock.ordered.load(Ordering::Relaxed)
         {
             return None;
         }
@@ -73,7 +74,8 @@ impl Mux {
             psock.begin_partial(rx.assembler.limits().assembly_deadline);
         }
         let mut fill = Fill::Nothing;
-        if self.begin_watch_alone() {
+        // (Who brings news brings back whoever has the watch. What was before is seen here.)
+        if !psock.claim.has_news() && self.begin_watch_alone() {
             fill = rx.fill(psock, need, len, true);
             self.end_watch_alone();
         }
