@@ -46,6 +46,22 @@ impl Claim {
         before == Ok(IDLE)
     }
 
+    /// There may be work. True: the caller has it, and the claim.
+    #[must_use]
+    pub(crate) fn claim_for_news(&self) -> bool {
+        // SYNC: release as in `notify`, acquire as in `claim`.
+        let before = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                Some(match state {
+                    IDLE => CLAIMED,
+                    CLAIMED => NOTIFIED,
+                    other => other,
+                })
+            });
+        before == Ok(IDLE)
+    }
+
     /// The caller popped the connection from the ready list and works on it now.
     pub(crate) fn claim(&self) {
         // SYNC: acquire, with the release of the previous worker and of the notifier.
@@ -113,7 +129,17 @@ mod loom_tests {
     /// exactly one worker at a time.
     #[test]
     fn loom_no_arrival_is_forgotten() {
-        loom::model(|| {
+        no_arrival_is_forgotten(Claim::notify, |claim| claim.claim());
+    }
+
+    /// The same where who brings the news has the claim with it.
+    #[test]
+    fn loom_no_arrival_is_forgotten_by_who_claims_with_it() {
+        no_arrival_is_forgotten(Claim::claim_for_news, |_| {});
+    }
+
+    fn no_arrival_is_forgotten(news: fn(&Claim) -> bool, claim_it: fn(&Claim)) {
+        loom::model(move || {
             let claim = Arc::new(Claim::new());
             let edge = Arc::new(AtomicBool::new(false));
             let working = Arc::new(AtomicUsize::new(0));
@@ -123,7 +149,7 @@ mod loom_tests {
                 let (claim, edge, list) = (claim.clone(), edge.clone(), list.clone());
                 thread::spawn(move || {
                     edge.store(true, Ordering::Relaxed);
-                    if claim.notify() {
+                    if news(&claim) {
                         list.fetch_add(1, Ordering::AcqRel);
                     }
                 })
@@ -139,7 +165,11 @@ mod loom_tests {
             let queued = list.load(Ordering::Acquire);
             assert!(queued <= 1);
             if queued == 1 {
-                claim.claim();
+                if !pushed {
+                    claim_it(&claim);
+                } else {
+                    claim.claim();
+                }
                 edge.swap(false, Ordering::Relaxed);
             } else {
                 assert!(seen);

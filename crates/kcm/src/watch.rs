@@ -31,6 +31,7 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
+    basket::Basket,
     connection::ConnectionId,
     error::Result,
     hub::Hub,
@@ -235,12 +236,14 @@ impl Watch {
 
 impl Mux {
     /// Watches, at most until `deadline`. A connection of which the caller has the claim then, or
-    /// none. `left_at` is when the caller last left the watch, `known` what it was alone with.
+    /// none. `left_at` is when the caller last left the watch, `known` what it was alone with; others that
+    /// it finds may go to its `basket`, if it takes messages that come alone.
     pub(crate) fn watch(
         self: &Arc<Self>,
         spin: &mut Spin,
         left_at: &mut Option<Instant>,
         known: &mut Option<Known>,
+        basket: Option<&mut Basket<Arc<Psock>>>,
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
         self.watch.enter();
@@ -264,8 +267,11 @@ impl Mux {
         }
         let successor =
             own.is_some() && self.watch.absence_ns.load(Ordering::Relaxed) > SHORT_ABSENCE_NS;
-        let others = others.into_iter().map(Ready::Connection);
-        self.hub.leave_watch(others, successor);
+        if let Some(basket) = basket {
+            self.fill_basket(basket, &mut others);
+        }
+        self.hub
+            .leave_watch(others.into_iter().map(ready), successor);
         own
     }
 
@@ -300,8 +306,7 @@ impl Mux {
             }
             _ => own = self.harvest(&mut others, Some(Duration::ZERO), true),
         }
-        let others = others.into_iter().map(Ready::Connection);
-        self.hub.leave_watch(others, false);
+        self.hub.leave_watch(others.into_iter().map(ready), false);
         own
     }
 
@@ -311,7 +316,7 @@ impl Mux {
         let mut others = Vec::new();
         let own = self.harvest(&mut others, Some(Duration::ZERO), false);
         if !others.is_empty() {
-            let kick = self.hub.extend(others.into_iter().map(Ready::Connection));
+            let kick = self.hub.extend(others.into_iter().map(ready));
             self.after_push(kick);
         }
         own
@@ -460,7 +465,7 @@ impl Mux {
         self.harvest(others, timeout, true)
     }
 
-    /// Waits for events; the first connection with its claim, the others to be pushed. `watches`: the
+    /// Waits for events; the first connection and the others, all with their claims. `watches`: the
     /// caller has the watch. The bell is for it alone: who looked beside it and silenced the bell would
     /// leave it asleep, and known to be on its way, for ever.
     fn harvest(
@@ -500,9 +505,8 @@ impl Mux {
                 }
             }
             psock.edge.store(true, Ordering::Release);
-            if psock.claim.notify() {
+            if psock.claim.claim_for_news() {
                 if own.is_none() {
-                    psock.claim.claim();
                     own = Some(Arc::clone(psock));
                 } else {
                     others.push(Arc::clone(psock));
@@ -515,6 +519,13 @@ impl Mux {
         }
         own
     }
+}
+
+/// A connection whose claim the caller has, for the ready list.
+fn ready(psock: Arc<Psock>) -> Ready {
+    let pushes = psock.claim.release(true);
+    debug_assert!(pushes, "it leaves work");
+    Ready::Connection(psock)
 }
 
 /// Waits until the descriptor is readable; false when the time ran out or the wait was

@@ -13,6 +13,7 @@ use crate::{
     message::Message,
     psock::{Observer, Psock},
     steering::Ready,
+    sys,
     walk::HandEnd,
     watch::Known,
 };
@@ -48,6 +49,12 @@ impl Socket {
     #[cold]
     #[inline(never)]
     fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
+        if self.basket.is_filled() {
+            if let Some(message) = self.next_of_basket(want) {
+                return Ok(message);
+            }
+            self.mux.empty_basket_of(&self.state);
+        }
         if self.solo {
             if let Some(known) = &self.known
                 && !self.state.has_settings()
@@ -108,6 +115,29 @@ impl Socket {
             psock.release(true);
         }
         Some(message)
+    }
+
+    /// The next message of what this socket has harvested for itself, if there is nothing else to see to.
+    #[inline]
+    fn next_of_basket(&mut self, want: usize) -> Option<Message> {
+        while self.lone
+            && self.partial.is_none()
+            && self.mux.hub.ready() == 0
+            && !self.state.is_receive_disabled()
+            && !self.mux.steering.is_used()
+        {
+            let baskets = &self.mux.baskets;
+            let psock = self.basket.next(baskets, |psock| sys::prefetch(&**psock))?;
+            match self.mux.take_single(psock, &self.state) {
+                Ok(message) => return Some(message),
+                Err(psock) => {
+                    if let Some(message) = self.take_any(psock, want) {
+                        return Some(message);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Takes a message from a connection that is ready, for a socket with nothing in hand, if there is
@@ -226,6 +256,8 @@ impl Socket {
             spin,
             left_watch_at,
             known,
+            basket,
+            lone,
             pace,
             ..
         } = self;
@@ -236,7 +268,7 @@ impl Socket {
         mux.break_solo();
         state.waiting.store(true, Ordering::Relaxed);
         pace.rest(state);
-        let got = match mux.revoke_a_lease() {
+        let got = match mux.take_a_basket().or_else(|| mux.revoke_a_lease()) {
             Some(psock) => Got::Psock(psock),
             None => {
                 let turn = if nonblocking {
@@ -251,7 +283,8 @@ impl Socket {
                         let psock = if nonblocking {
                             mux.glance(looked)
                         } else {
-                            mux.watch(spin, left_watch_at, known, deadline)
+                            let basket = lone.then_some(basket);
+                            mux.watch(spin, left_watch_at, known, basket, deadline)
                         };
                         psock.map_or(Got::Nothing, Got::Psock)
                     }
@@ -296,7 +329,10 @@ impl Socket {
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         self.mux.hub.note_take();
         match self.mux.take_single(psock, &self.state) {
-            Ok(message) => Some(message),
+            Ok(message) => {
+                self.lone = true;
+                Some(message)
+            }
             Err(psock) => self.take_any(psock, want),
         }
     }
@@ -307,6 +343,7 @@ impl Socket {
         let generation = self.mux.generation();
         let (batch, hand) = (&mut self.granted, &mut self.hand);
         let taken = (self.mux).take(&psock, &self.state, want, batch, hand)?;
+        self.lone = false;
         if taken.bursts && self.mux.socket_count() > 1 {
             self.pace.go_to_work(&self.mux, &self.state);
         }
@@ -366,6 +403,7 @@ impl Socket {
         });
         self.granted = granted;
         self.keyed |= first.is_some();
+        self.lone = false;
         first
     }
 
