@@ -48,7 +48,14 @@ impl Claim {
 
     /// There may be work. True: the caller has it, and the claim.
     #[must_use]
+    #[inline]
     pub(crate) fn claim_for_news(&self) -> bool {
+        self.claim_idle() || self.claim_noted()
+    }
+
+    /// As above, of a connection that was not idle just before.
+    #[cold]
+    fn claim_noted(&self) -> bool {
         // SYNC: release as in `notify`, acquire as in `claim`.
         let before = self
             .0

@@ -53,6 +53,7 @@ mod event;
 mod gather;
 mod granted;
 mod hub;
+mod latch;
 mod lease;
 mod memory;
 mod message;

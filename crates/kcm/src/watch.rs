@@ -487,12 +487,14 @@ impl Mux {
             return None;
         };
         let mut own: Option<Arc<Psock>> = None;
+        let mut bell_rings = false;
         let events: &[epoll::Event] = events;
         let psocks = self.psocks();
         others.reserve(events.len());
         for event in events {
             use epoll::EventFlags;
             let Some(psock) = psocks.get(ConnectionId(event.data.u64())) else {
+                bell_rings |= event.data.u64() == BELL;
                 continue;
             };
             let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
@@ -514,7 +516,7 @@ impl Mux {
             }
         }
         drop(psocks);
-        if watches && events.iter().any(|event| event.data.u64() == BELL) {
+        if watches && bell_rings {
             let _ = rustix::io::read(&self.watch.bell, &mut [0; 8]);
         }
         own

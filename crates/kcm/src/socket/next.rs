@@ -49,10 +49,17 @@ impl Socket {
     #[cold]
     #[inline(never)]
     fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
+        if self.basket.is_filled()
+            && let Some(message) = self.next_of_basket(want)
+        {
+            return Ok(message);
+        }
+        self.recv_any(want)
+    }
+
+    #[inline(never)]
+    fn recv_any(&mut self, want: usize) -> Result<Message, NoMessage> {
         if self.basket.is_filled() {
-            if let Some(message) = self.next_of_basket(want) {
-                return Ok(message);
-            }
             self.mux.empty_basket_of(&self.state);
         }
         if self.solo {
@@ -118,7 +125,7 @@ impl Socket {
     }
 
     /// The next message of what this socket has harvested for itself, if there is nothing else to see to.
-    #[inline]
+    #[inline(always)]
     fn next_of_basket(&mut self, want: usize) -> Option<Message> {
         while self.lone
             && self.partial.is_none()
@@ -131,8 +138,9 @@ impl Socket {
             match self.mux.take_single(psock, &self.state) {
                 Ok(message) => return Some(message),
                 Err(psock) => {
-                    if let Some(message) = self.take_any(psock, want) {
-                        return Some(message);
+                    let message = self.take_any(psock, want);
+                    if message.is_some() {
+                        return message;
                     }
                 }
             }
@@ -338,6 +346,7 @@ impl Socket {
     }
 
     /// As above, the general way.
+    #[cold]
     #[inline(never)]
     fn take_any(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         let generation = self.mux.generation();
