@@ -4,7 +4,7 @@
 //!            notify: push to the ready list
 //!      IDLE ─────────────────────────────────▶ QUEUED
 //!        ▲  ╲                                    │ claim: popped from the ready list
-//!        │   ╲ claim_idle                        ▼
+//!        │   ╲ claim_idle, claim_for_news        ▼
 //!        │    ╲────────────────────────────▶ CLAIMED ◀─┐
 //!        │ release(nothing more)                 │     │ claim
 //!        └───────────────────────────────────────┤     │

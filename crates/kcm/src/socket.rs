@@ -369,7 +369,7 @@ impl Drop for Socket {
         if self.solo {
             self.mux.break_solo();
         }
-        self.mux.empty_basket_of(&self.state);
+        self.empty_basket();
         let back = self.end_hand();
         let mut messages = self.granted.take_all();
         messages.extend(self.partial.take().map(|(message, _)| message));

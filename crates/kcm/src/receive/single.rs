@@ -4,7 +4,9 @@
 //! general way (`delivery.rs`) asks many questions about it, each of which is right for some message;
 //! but between two messages the system's work for sockets has driven all of that code out of the
 //! processor's nearest caches, so that each line of code that is run at all costs about what 10
-//! instructions do. The general way was 100 such lines for this message, and this one is a quarter.
+//! instructions do. The general way was 100 such lines for this message, and this one is a quarter. For the
+//! same reason all of it is one function in the end, from the connection to the message: results that were
+//! handed on in memory, and registers saved and restored, were 150 instructions.
 //!
 //! The only socket of an only connection (`solo.rs`) goes this way too.
 //!

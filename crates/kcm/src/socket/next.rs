@@ -27,6 +27,17 @@ impl Socket {
     /// The next message, where it is not plainly there.
     #[inline(never)]
     pub(super) fn recv_otherwise(&mut self, want: usize) -> Result<Message, NoMessage> {
+        // (Two ways, each with a frame of its own.)
+        if self.hand.is_some() {
+            self.recv_in_hand(want)
+        } else {
+            self.recv_slow(want)
+        }
+    }
+
+    /// The next message of a burst in hand, or another.
+    #[inline(never)]
+    fn recv_in_hand(&mut self, want: usize) -> Result<Message, NoMessage> {
         if let Some(hand) = &mut self.hand
             && self.partial.is_none()
         {
@@ -59,9 +70,7 @@ impl Socket {
 
     #[inline(never)]
     fn recv_any(&mut self, want: usize) -> Result<Message, NoMessage> {
-        if self.basket.is_filled() {
-            self.mux.empty_basket_of(&self.state);
-        }
+        self.empty_basket();
         if self.solo {
             if let Some(known) = &self.known
                 && !self.state.has_settings()
@@ -146,6 +155,15 @@ impl Socket {
             }
         }
         None
+    }
+
+    /// What this socket has harvested for itself is for whoever asks, before it turns to other things.
+    #[inline]
+    pub(super) fn empty_basket(&mut self) {
+        if self.basket.is_filled() {
+            let psocks = self.basket.take_all(&self.mux.baskets);
+            psocks.into_iter().for_each(|psock| psock.release(true));
+        }
     }
 
     /// Takes a message from a connection that is ready, for a socket with nothing in hand, if there is
