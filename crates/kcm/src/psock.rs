@@ -23,6 +23,7 @@ use crate::{
     receive::Rx,
     socket::SocketState,
     sync::pause,
+    sys,
     transmit::Transmit,
     transport::Carrier,
 };
@@ -170,6 +171,14 @@ impl Psock {
             u64::try_from(d.as_nanos()).unwrap_or(u64::MAX).max(1)
         });
         self.deadline_ns.store(ns, Ordering::Relaxed);
+    }
+
+    /// Its claim and its count of references will be changed.
+    #[inline]
+    pub(crate) fn prefetch_for_claim(self: &Arc<Self>) {
+        sys::prefetch(&self.claim);
+        // (The counts stand before the value.)
+        sys::prefetch_line(&raw const **self);
     }
 
     /// Whether something may have come; who asks looks now.
