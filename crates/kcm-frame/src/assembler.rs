@@ -143,15 +143,27 @@ impl Assembler {
     #[inline]
     #[must_use]
     pub fn is_one_message(&self, bytes: &[u8]) -> bool {
+        if self.need != 1 || bytes.len() > self.limits.max_message_bytes {
+            return false;
+        }
+        // (By itself, as in `step`.)
+        if let Rule::Length(field) = &self.rule
+            && let Some(len) = field.plain_length(bytes)
+        {
+            return len == bytes.len() as u64;
+        }
+        self.is_one_message_by_rule(bytes)
+    }
+
+    #[inline(never)]
+    fn is_one_message_by_rule(&self, bytes: &[u8]) -> bool {
         let verdict = match &self.rule {
             Rule::Length(field) => field.parse(bytes),
             Rule::Varint(varint) => varint.parse(bytes),
             Rule::Fixed(fixed) => fixed.parse(bytes),
             Rule::Closure(_) | Rule::Stateful(_) => return false,
         };
-        let is_whole =
-            matches!(verdict, Verdict::Message(frame) if frame.len == bytes.len() as u64);
-        is_whole && self.need == 1 && bytes.len() <= self.limits.max_message_bytes
+        matches!(verdict, Verdict::Message(frame) if frame.len == bytes.len() as u64)
     }
 
     /// The message just reported has left the stream: a parser with state moves

@@ -156,6 +156,19 @@ impl LengthField {
         }
     }
 
+    /// The length, if the field is a plain one that is there as a whole; also near the end of the bytes. If
+    /// it gives none, [`parse`](Self::parse) says what that means.
+    #[inline(always)]
+    pub(crate) fn plain_length(&self, bytes: &[u8]) -> Option<u64> {
+        let tail = bytes.get(self.plain.offset..)?;
+        let word = match tail.first_chunk() {
+            Some(word) => *word,
+            None if tail.len() >= self.width => short_word(tail)?,
+            None => return None,
+        };
+        self.plain.length(word)
+    }
+
     /// The field by itself, for who reads the lengths of many messages: those of at most `max_len` bytes.
     /// `None` if there is more to it than a shift and a bias.
     #[must_use]
@@ -366,6 +379,14 @@ impl LengthField {
 
 /// What a positive number of 32 bits with a sign can be.
 const LONGEST_IN_32_BITS: u64 = i32::MAX as u64;
+
+/// Four to seven bytes with zeros behind them: the last four of them, moved over the first.
+#[inline(always)]
+fn short_word(bytes: &[u8]) -> Option<[u8; 8]> {
+    let first = u64::from(u32::from_le_bytes(*bytes.first_chunk()?));
+    let last = u64::from(u32::from_le_bytes(*bytes.last_chunk()?));
+    Some((first | last << (8 * (bytes.len() - 4) % 64)).to_le_bytes())
+}
 
 /// All bits of a field of 1 to 8 bytes.
 pub(crate) const fn full_mask(width: usize) -> u64 {

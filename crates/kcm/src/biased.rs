@@ -8,7 +8,8 @@
 //!
 //! # Contract of the unsafe code
 //!
-//! [`Biased::own`] is called by one thread only, the owner, and not from within itself. The value
+//! [`Biased::own`] is called by one thread at a time, the owner, and not from within itself: by always the
+//! same, or by the one that has what cannot be had twice, and came from thread to thread (`basket.rs`). The value
 //! is touched by the owner between its store to `active` and the next, having seen it not revoked
 //! in between; by others when they have revoked it (under `others`), passed the barrier, and
 //! seen `active` false. The barrier makes at least one side see the other.
@@ -51,7 +52,7 @@ impl<T> Biased<T> {
     ///
     /// # Safety
     ///
-    /// Always the same thread calls this, and `access` does not call it again.
+    /// No two threads call this without having met in between, and `access` does not call it again.
     #[inline(always)]
     pub(crate) unsafe fn own<R>(&self, access: impl FnOnce(&mut T) -> R) -> R {
         // SYNC: with `others` below: this store and the load after it stand in this order for

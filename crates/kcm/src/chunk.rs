@@ -61,6 +61,7 @@ unsafe impl<T: Send + Sync> Sync for Buffer<T> {}
 
 impl<T> Buffer<T> {
     /// A new block with room for `capacity` bytes (at least one).
+    #[inline]
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         let block = Block::new(capacity.max(1));
         Self {
@@ -113,6 +114,7 @@ impl<T> Buffer<T> {
 
     /// Appends what `read` puts at the beginning of the room (of at most `most` bytes of it) and
     /// gives back as the part that it initialised. The number of bytes.
+    #[inline]
     pub(crate) fn append<E>(
         &mut self,
         most: usize,
@@ -192,11 +194,16 @@ impl<T> Buffer<T> {
     }
 
     /// Says whose bytes these are. The block must be unique.
+    #[inline]
     pub(crate) fn set_owner(&mut self, owner: Option<T>) {
         assert!(self.is_unique());
         // SAFETY: unique, so no Slice can be reading the owner.
-        let before = unsafe { self.head().owner.get().replace(owner) };
-        drop(before);
+        let place = unsafe { &mut *self.head().owner.get() };
+        if place.is_some() {
+            *place = None;
+        }
+        // SAFETY: as above; and there is nothing to be dropped. (An assignment would call for that.)
+        unsafe { std::ptr::write(place, owner) };
     }
 
     /// Whose bytes these are.
@@ -219,6 +226,7 @@ impl<T> Buffer<T> {
     }
 
     /// A view of the filled bytes from `start` on, in place of the right to append.
+    #[inline]
     pub(crate) fn into_slice(self, start: usize) -> Slice<T> {
         let whole = ManuallyDrop::new(self);
         assert!(start <= whole.filled);

@@ -4,7 +4,7 @@
 //!            notify: push to the ready list
 //!      IDLE ─────────────────────────────────▶ QUEUED
 //!        ▲  ╲                                    │ claim: popped from the ready list
-//!        │   ╲ claim_idle                        ▼
+//!        │   ╲ claim_idle, claim_for_news        ▼
 //!        │    ╲────────────────────────────▶ CLAIMED ◀─┐
 //!        │ release(nothing more)                 │     │ claim
 //!        └───────────────────────────────────────┤     │
@@ -39,6 +39,29 @@ impl Claim {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
                 Some(match state {
                     IDLE => QUEUED,
+                    CLAIMED => NOTIFIED,
+                    other => other,
+                })
+            });
+        before == Ok(IDLE)
+    }
+
+    /// There may be work. True: the caller has it, and the claim.
+    #[must_use]
+    #[inline]
+    pub(crate) fn claim_for_news(&self) -> bool {
+        self.claim_idle() || self.claim_noted()
+    }
+
+    /// As above, of a connection that was not idle just before.
+    #[cold]
+    fn claim_noted(&self) -> bool {
+        // SYNC: release as in `notify`, acquire as in `claim`.
+        let before = self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                Some(match state {
+                    IDLE => CLAIMED,
                     CLAIMED => NOTIFIED,
                     other => other,
                 })
@@ -119,7 +142,17 @@ mod loom_tests {
     /// exactly one worker at a time.
     #[test]
     fn loom_no_arrival_is_forgotten() {
-        loom::model(|| {
+        no_arrival_is_forgotten(Claim::notify, |claim| claim.claim());
+    }
+
+    /// The same where who brings the news has the claim with it.
+    #[test]
+    fn loom_no_arrival_is_forgotten_by_who_claims_with_it() {
+        no_arrival_is_forgotten(Claim::claim_for_news, |_| {});
+    }
+
+    fn no_arrival_is_forgotten(news: fn(&Claim) -> bool, claim_it: fn(&Claim)) {
+        loom::model(move || {
             let claim = Arc::new(Claim::new());
             let edge = Arc::new(AtomicBool::new(false));
             let working = Arc::new(AtomicUsize::new(0));
@@ -129,7 +162,7 @@ mod loom_tests {
                 let (claim, edge, list) = (claim.clone(), edge.clone(), list.clone());
                 thread::spawn(move || {
                     edge.store(true, Ordering::Relaxed);
-                    if claim.notify() {
+                    if news(&claim) {
                         list.fetch_add(1, Ordering::AcqRel);
                     }
                 })
@@ -145,7 +178,11 @@ mod loom_tests {
             let queued = list.load(Ordering::Acquire);
             assert!(queued <= 1);
             if queued == 1 {
-                claim.claim();
+                if !pushed {
+                    claim_it(&claim);
+                } else {
+                    claim.claim();
+                }
                 edge.swap(false, Ordering::Relaxed);
             } else {
                 assert!(seen);

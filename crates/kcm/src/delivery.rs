@@ -11,7 +11,7 @@
 //! A message whose key another socket has at work is set aside for that one (`steering.rs`).
 
 use std::sync::{
-    Arc, MutexGuard,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -21,6 +21,7 @@ use crate::{
     event::EndReason,
     gather,
     granted::Granted,
+    latch::Latched,
     message::Message,
     mux::Mux,
     psock::Psock,
@@ -131,7 +132,7 @@ impl Mux {
         &self,
         psock: &'a Arc<Psock>,
         state: &SocketState,
-    ) -> Option<(MutexGuard<'a, Rx>, Message, bool)> {
+    ) -> Option<(Latched<'a, Rx>, Message, bool)> {
         let mut rx = psock.rx();
         loop {
             let (returned, frame, key);
@@ -179,8 +180,8 @@ impl Mux {
     fn whole_front<'a>(
         &self,
         psock: &'a Arc<Psock>,
-        mut rx: MutexGuard<'a, Rx>,
-    ) -> Option<(MutexGuard<'a, Rx>, Frame)> {
+        mut rx: Latched<'a, Rx>,
+    ) -> Option<(Latched<'a, Rx>, Frame)> {
         let end = loop {
             let (need, len) = match rx.step() {
                 Step::Message(frame) => {

@@ -174,8 +174,9 @@ impl Mux {
 
     /// Takes all events that there are now, unless somebody watches, who is woken by them.
     fn harvest_unwatched(self: &Arc<Self>) {
-        // One that was alone once may retain the watch over its work.
+        // One that was alone once may retain the watch over its work, or connections that it found.
         self.break_solo();
+        self.empty_baskets();
         for _ in 0..=self.psock_count() / HARVEST_SHARED {
             if self.hub.is_watched() || !sys::polls(self.watch.epoll().as_fd(), PollFlags::IN) {
                 return;

@@ -3,7 +3,8 @@
 //! There is no I/O thread. A thread that asks for a message and finds none becomes the *watcher*:
 //! it waits for the connections (in epoll, or in a receive on the only one), keeps the first that
 //! has something, and leaves the others here for the threads that *park*. There is one watcher at
-//! most; all others park on a lock that costs them nothing while they sleep.
+//! most; all others park on a lock that costs them nothing while they sleep. (Where none of them waits, it
+//! may keep what it finds: `basket.rs`.)
 //!
 //! ```text
 //!                     ┌── item ready ──────────────────────────────▶ work on it

@@ -39,6 +39,7 @@ compile_error!("kcm runs on Linux on x86-64 and aarch64");
 
 mod attach;
 mod background;
+mod basket;
 mod biased;
 mod builder;
 mod chunk;
@@ -52,6 +53,7 @@ mod event;
 mod gather;
 mod granted;
 mod hub;
+mod latch;
 mod lease;
 mod memory;
 mod message;

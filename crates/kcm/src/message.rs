@@ -88,7 +88,7 @@ impl Message {
     #[inline(never)]
     fn reply_alone(&self, message: &[u8], wait: Wait) -> Result<()> {
         let psock = self.psock();
-        psock.tx.send_now(psock, &[IoSlice::new(message)], wait)
+        psock.tx.send_now(psock, message, wait)
     }
 
     #[inline(never)]

@@ -13,6 +13,7 @@ use slab::Slab;
 
 use crate::{
     background,
+    basket::Baskets,
     builder::{Builder, MuxLimits},
     connection::ConnectionId,
     ends::Ends,
@@ -63,6 +64,7 @@ pub(crate) struct Mux {
     socket_count: AtomicUsize,
     /// Sockets that hold a lease.
     pub(crate) leases: AtomicUsize,
+    pub(crate) baskets: Baskets,
     /// Takes until the next lease may be given, after one was revoked.
     pub(crate) lease_holdoff: AtomicU32,
     pub(crate) ends: Ends,
@@ -102,6 +104,7 @@ impl Mux {
             sockets: RwLock::default(),
             socket_count: AtomicUsize::new(0),
             leases: AtomicUsize::new(0),
+            baskets: Baskets::new(),
             lease_holdoff: AtomicU32::new(0),
             ends: Ends::new(),
             closed: AtomicBool::new(false),

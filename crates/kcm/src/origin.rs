@@ -25,6 +25,7 @@ pub(crate) struct Origin {
 type Labels = Vec<(usize, Label)>;
 
 impl Origin {
+    #[inline]
     pub(crate) fn new(psock: Arc<Psock>, charged_bytes: usize, stream_position: u64) -> Self {
         Self {
             psock,

@@ -122,6 +122,12 @@ pub(crate) trait Outlet {
     /// Sends from the caller's memory what is taken at once: the number of bytes.
     fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// The same of one piece.
+    #[inline]
+    fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(&[IoSlice::new(bytes)])
+    }
+
     /// Sends from the front of the queue, without the first message's first `skip` bytes: the
     /// number of bytes taken, or `WouldBlock`.
     fn send_front(&self, messages: &VecDeque<Outgoing>, skip: usize) -> io::Result<usize>;
@@ -154,6 +160,15 @@ impl Outlet for Arc<Carrier> {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    #[inline]
+    fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_now(bytes).or_else(|e| match e.kind() {
+            io::ErrorKind::Interrupted => self.send(&[IoSlice::new(bytes)]),
+            io::ErrorKind::WouldBlock => Ok(0),
+            _ => Err(e),
+        })
     }
 
     fn send_front(&self, messages: &VecDeque<Outgoing>, mut skip: usize) -> io::Result<usize> {

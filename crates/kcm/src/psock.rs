@@ -3,7 +3,7 @@
 use std::{
     ops::Deref,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, TryLockError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -13,8 +13,18 @@ use std::{
 use kcm_frame::{Assembler, Framing, Limits, Step};
 
 use crate::{
-    attach::Attached, claim::Claim, connection::ConnectionId, event::EndReason, message::Message,
-    mux::Mux, receive::Rx, socket::SocketState, sync::pause, transmit::Transmit,
+    attach::Attached,
+    claim::Claim,
+    connection::ConnectionId,
+    event::EndReason,
+    latch::{Latch, Latched},
+    message::Message,
+    mux::Mux,
+    receive::Rx,
+    socket::SocketState,
+    sync::pause,
+    sys,
+    transmit::Transmit,
     transport::Carrier,
 };
 
@@ -56,7 +66,7 @@ pub(crate) struct Psock {
     /// began; [`NO_PARTIAL`] without one.
     pub(crate) partial_since_ns: AtomicU64,
     wanted: AtomicUsize,
-    rx: Mutex<Rx>,
+    rx: Latch<Rx>,
     pub(crate) counters: PsockCounters,
     pub(crate) tx: Transmit,
     pub(crate) id: ConnectionId,
@@ -142,7 +152,7 @@ impl Psock {
             end_look_set: AtomicBool::new(false),
             observers: AtomicUsize::new(0),
             index,
-            rx: Mutex::new(Rx::new(carrier.clone(), assembler, already_read)),
+            rx: Latch::new(Rx::new(carrier.clone(), assembler, already_read)),
             tx: Transmit::new(carrier, framing, mux.limits.send_buffer_bytes),
             mux,
         };
@@ -163,32 +173,53 @@ impl Psock {
         self.deadline_ns.store(ns, Ordering::Relaxed);
     }
 
+    /// Its claim and its count of references will be changed.
+    #[inline]
+    pub(crate) fn prefetch_for_claim(self: &Arc<Self>) {
+        sys::prefetch(&self.claim);
+        // (The counts stand before the value.)
+        sys::prefetch_line(&raw const **self);
+    }
+
+    /// Whether something may have come; who asks looks now.
+    #[inline]
+    pub(crate) fn take_edge(&self) -> bool {
+        if !self.is_socket {
+            return self.edge.swap(false, Ordering::Acquire);
+        }
+        // SYNC: with the system's lock of a socket, which a read takes after this store, and what arrives
+        // takes before it is told of: so nothing of which is told overtakes this store, unread.
+        let edge = self.edge.load(Ordering::Acquire);
+        if edge {
+            self.edge.store(false, Ordering::Relaxed);
+        }
+        edge
+    }
+
     /// The receiving side. Held over a receive that blocks when its thread watches this
     /// connection alone: who is not that thread brings it back first ([`Psock::lock_rx`]).
-    pub(crate) fn rx(&self) -> MutexGuard<'_, Rx> {
+    #[inline]
+    pub(crate) fn rx(&self) -> Latched<'_, Rx> {
         pause();
-        self.rx.lock().unwrap_or_else(|e| e.into_inner())
+        self.rx.lock()
     }
 
     /// The same, if nobody else has it at this moment.
-    pub(crate) fn try_rx(&self) -> Option<MutexGuard<'_, Rx>> {
+    pub(crate) fn try_rx(&self) -> Option<Latched<'_, Rx>> {
         pause();
-        self.rx.try_lock().ok()
+        self.rx.try_lock()
     }
 
     /// The receiving side, for others than the thread that has the claim.
-    pub(crate) fn lock_rx(&self) -> MutexGuard<'_, Rx> {
+    pub(crate) fn lock_rx(&self) -> Latched<'_, Rx> {
         pause();
         self.wanted.fetch_add(1, Ordering::SeqCst);
         let rx = loop {
-            match self.rx.try_lock() {
-                Ok(rx) => break rx,
-                Err(TryLockError::Poisoned(e)) => break e.into_inner(),
-                Err(TryLockError::WouldBlock) => {
-                    self.mux.bring_watcher_back();
-                    thread::yield_now();
-                }
+            if let Some(rx) = self.rx.try_lock() {
+                break rx;
             }
+            self.mux.bring_watcher_back();
+            thread::yield_now();
         };
         self.wanted.fetch_sub(1, Ordering::SeqCst);
         rx

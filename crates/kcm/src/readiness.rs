@@ -182,6 +182,7 @@ impl Poll {
             self.idle.store(true, Ordering::SeqCst);
             mux.readiness.polled.fetch_add(1, Ordering::SeqCst);
             mux.break_solo();
+            mux.empty_baskets();
             let registered = mux.register_all().is_ok();
             let data = epoll::EventData::new_u64(1);
             let nested = epoll::add(&self.epoll, mux.watch.epoll(), data, epoll::EventFlags::IN);

@@ -336,6 +336,7 @@ impl Rx {
     }
 
     /// A read has brought `n` bytes of the `asked`.
+    #[inline]
     fn note_read(&mut self, psock: &Psock, n: usize, asked: usize) {
         // One that took all it could, or one after which no event can be counted on.
         // (Only of a socket is it known that a short read leaves nothing behind.)

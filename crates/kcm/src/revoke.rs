@@ -8,12 +8,27 @@ impl Mux {
     /// Takes what another socket has leased and not come to yet. The caller has the connection's
     /// claim then.
     pub(crate) fn revoke_a_lease(&self) -> Option<Arc<Psock>> {
+        let psock = self.revoke_one(|leased| !leased.in_order)?;
+        self.hold_leases_off();
+        Some(psock)
+    }
+
+    /// Threads share what comes: nothing is to be one's own for a while.
+    pub(crate) fn hold_leases_off(&self) {
         /// Takes without leases after one was revoked: the revocation costs some 2 us for both
         /// threads, a take under locks 100 ns.
         const HOLDOFF: u32 = 256;
-        let psock = self.revoke_one(|leased| !leased.in_order)?;
         self.lease_holdoff.store(HOLDOFF, Ordering::Relaxed);
-        Some(psock)
+    }
+
+    /// Whether that is over, at so many takes more.
+    pub(crate) fn may_lease_again(&self, takes: usize) -> bool {
+        let left = self.lease_holdoff.load(Ordering::Relaxed);
+        if left > 0 {
+            let takes = u32::try_from(takes).unwrap_or(u32::MAX);
+            (self.lease_holdoff).store(left.saturating_sub(takes), Ordering::Relaxed);
+        }
+        left == 0
     }
 
     /// Takes the lease of a connection back, and with it its claim. False: it has none.

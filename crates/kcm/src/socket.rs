@@ -16,6 +16,7 @@ mod next;
 pub use batch::Batch;
 
 use crate::{
+    basket::{Basket, OthersBasket},
     connection::ConnectionId,
     crowd::{Pace, Place},
     error::{Error, Result},
@@ -95,6 +96,10 @@ pub struct Socket {
     known: Option<Known>,
     /// It retains the watch (`solo.rs`), unless somebody has broken that off.
     solo: bool,
+    /// Connections that it has harvested for itself.
+    basket: Basket<Arc<Psock>>,
+    /// Its last message came alone, and nothing else was in hand then.
+    lone: bool,
     /// Messages taken since the last look for events of other connections.
     takes: u32,
 }
@@ -103,6 +108,7 @@ pub struct Socket {
 pub(crate) struct SocketState {
     pub(crate) index: usize,
     pub(crate) lease: Lease<Leased>,
+    pub(crate) basket: OthersBasket<Arc<Psock>>,
     pub(crate) poll: Poll,
     pub(crate) receive_disabled: AtomicBool,
     nonblocking: AtomicBool,
@@ -130,9 +136,11 @@ impl SocketState {
 impl Socket {
     pub(crate) fn new(mux: Arc<Mux>) -> Result<Self> {
         let poll = Poll::new()?;
+        let (basket, others_basket) = Basket::new();
         let state = mux.add_socket(|index| SocketState {
             index,
             lease: Lease::new(),
+            basket: others_basket,
             poll,
             receive_disabled: AtomicBool::new(false),
             nonblocking: AtomicBool::new(false),
@@ -159,6 +167,8 @@ impl Socket {
             pace: Pace::default(),
             known: None,
             solo: false,
+            basket,
+            lone: false,
             takes: 0,
         })
     }
@@ -322,6 +332,7 @@ impl Socket {
             .store(disabled, Ordering::Relaxed);
         if disabled {
             self.mux.revoke_lease_from(&self.state);
+            self.mux.empty_basket_of(&self.state);
         }
         self.after_recv(false);
         if disabled {
@@ -358,6 +369,7 @@ impl Drop for Socket {
         if self.solo {
             self.mux.break_solo();
         }
+        self.empty_basket();
         let back = self.end_hand();
         let mut messages = self.granted.take_all();
         messages.extend(self.partial.take().map(|(message, _)| message));

@@ -19,11 +19,12 @@
 //! While it is ACTIVE, its thread is the watcher as any other, and is brought back in the same way.
 //! It handles the plain case alone: one whole message without a key, and nothing behind it.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use kcm_frame::Step;
 
 use crate::{
+    latch::Latched,
     message::Message,
     mux::Mux,
     psock::Psock,
@@ -174,7 +175,7 @@ impl Mux {
     fn receive_single_alone(
         &self,
         psock: &Arc<Psock>,
-        mut rx: MutexGuard<'_, Rx>,
+        mut rx: Latched<'_, Rx>,
         state: &SocketState,
     ) -> Option<Message> {
         if !self.watch.begin_alone(&self.hub) {

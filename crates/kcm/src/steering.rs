@@ -186,8 +186,15 @@ impl Steering {
     }
 
     /// Whether messages wait for this socket alone.
+    #[inline]
     pub(crate) fn has_for(&self, socket: &SocketState) -> bool {
-        self.is_used() && self.with(|table| table.has_for(socket.index))
+        self.is_used() && self.has_in_use_for(socket)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn has_in_use_for(&self, socket: &SocketState) -> bool {
+        self.with(|table| table.has_for(socket.index))
     }
 
     /// What waits of this connection is not to be received any more.

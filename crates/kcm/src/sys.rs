@@ -58,17 +58,23 @@ pub(crate) fn prefetch<T>(value: &T) {
     const LINE_BYTES: usize = 64;
     let start = std::ptr::from_ref(value).cast::<i8>();
     for offset in (0..size_of::<T>()).step_by(LINE_BYTES) {
-        let line = start.wrapping_add(offset);
-        // SAFETY: a hint, which reads nothing and faults on no address.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line);
-        }
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) line, options(nostack, readonly));
-        }
+        prefetch_line(start.wrapping_add(offset));
+    }
+}
+
+/// The same of the line of memory that begins a value.
+#[inline]
+pub(crate) fn prefetch_line<T>(start: *const T) {
+    let line = start.cast::<i8>();
+    // SAFETY: a hint, which reads nothing and faults on no address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line);
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) line, options(nostack, readonly));
     }
 }
 

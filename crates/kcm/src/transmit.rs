@@ -32,7 +32,7 @@ use crate::{
     psock::Psock,
     sync::pause,
     transport::Carrier,
-    write_queue::{Left, Wait, WriteQueue},
+    write_queue::{Left, Outcome, Wait, WriteQueue},
 };
 
 pub(crate) struct Transmit {
@@ -111,7 +111,8 @@ impl Transmit {
         }
         crate::gather::flush_before(psock);
         if !hold {
-            return self.send_checked(psock, pieces, addressed, wait);
+            self.check(pieces)?;
+            return self.sent(psock, self.queue.send(pieces, addressed, wait));
         }
         self.check(pieces)?;
         let (result, left) = self.queue.hold(pieces, addressed, wait);
@@ -121,32 +122,30 @@ impl Transmit {
 
     /// As above, a message to this connection, from a thread that keeps nothing back for it.
     #[inline]
-    pub(crate) fn send_now(
-        &self,
-        psock: &Arc<Psock>,
-        pieces: &[IoSlice<'_>],
-        wait: Wait,
-    ) -> Result<()> {
-        if pieces.iter().all(|piece| piece.is_empty()) {
+    pub(crate) fn send_now(&self, psock: &Arc<Psock>, message: &[u8], wait: Wait) -> Result<()> {
+        if message.is_empty() {
             return Ok(());
         }
-        self.send_checked(psock, pieces, true, wait)
+        self.check(&[IoSlice::new(message)])?;
+        self.sent(psock, self.queue.send_one(message, wait))
     }
 
-    /// Sends what is not empty.
-    #[inline(always)]
-    fn send_checked(
+    /// A send is over.
+    #[inline]
+    fn sent(&self, psock: &Arc<Psock>, outcome: Outcome<Arc<Carrier>>) -> Result<()> {
+        match outcome {
+            None => Ok(()),
+            Some(outcome) => self.see_to_outcome(psock, *outcome),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn see_to_outcome(
         &self,
         psock: &Arc<Psock>,
-        pieces: &[IoSlice<'_>],
-        addressed: bool,
-        wait: Wait,
+        (result, left): (Result<()>, Left<Arc<Carrier>>),
     ) -> Result<()> {
-        self.check(pieces)?;
-        let Some(outcome) = self.queue.send(pieces, addressed, wait) else {
-            return Ok(());
-        };
-        let (result, left) = *outcome;
         self.see_to(psock, left);
         result
     }

@@ -133,6 +133,7 @@ impl Carrier {
 
     /// Appends what there is now, at most `most` bytes: their number. `blocking`: waits for some, if
     /// this is a socket.
+    #[inline(always)]
     pub(crate) fn recv<T>(
         &self,
         buffer: &mut Buffer<T>,
@@ -148,9 +149,7 @@ impl Carrier {
                 };
                 buffer.append(most, |room| Ok(rustix::net::recv(fd, room, flags)?.0.0))
             }
-            Self::Other(transport) => {
-                buffer.append_initialised(most, |room| guarded(|| transport.recv(room)))
-            }
+            Self::Other(transport) => recv_guarded(&**transport, buffer, most),
         }
     }
 
@@ -164,6 +163,18 @@ impl Carrier {
                 _ => rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), flags)?,
             }),
             Self::Other(transport) => send_guarded(&**transport, pieces),
+        }
+    }
+
+    /// The same of one piece.
+    #[inline]
+    pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Socket(fd) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                Ok(rustix::net::send(fd, bytes, flags)?)
+            }
+            Self::Other(transport) => send_guarded(&**transport, &[IoSlice::new(bytes)]),
         }
     }
 
@@ -240,6 +251,16 @@ fn guarded<R>(call: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
     panic::catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(broken()))
 }
 
+#[inline(never)]
+fn recv_guarded<T>(
+    transport: &dyn Transport,
+    buffer: &mut Buffer<T>,
+    most: usize,
+) -> io::Result<usize> {
+    buffer.append_initialised(most, |room| guarded(|| transport.recv(room)))
+}
+
+#[inline(never)]
 fn send_guarded(transport: &dyn Transport, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     let whole: usize = pieces.iter().map(|piece| piece.len()).sum();
     match guarded(|| transport.send(pieces)) {

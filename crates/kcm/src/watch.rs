@@ -31,6 +31,7 @@ use rustix::{
 use kcm_frame::Step;
 
 use crate::{
+    basket::Basket,
     connection::ConnectionId,
     error::Result,
     hub::Hub,
@@ -49,6 +50,8 @@ use crate::{
 const HARVEST: usize = 64;
 /// And with several sockets: what is harvested by one has to be handed to the others.
 pub(crate) const HARVEST_SHARED: usize = 16;
+/// Connections of a harvest that are fetched into the cache together.
+const AHEAD: usize = 8;
 /// Between two attempts to interrupt a blocked receive.
 const NUDGE_AGAIN: Duration = Duration::from_micros(20);
 /// The watch may stand empty for this long, typically, before a successor is woken each time. A
@@ -235,12 +238,14 @@ impl Watch {
 
 impl Mux {
     /// Watches, at most until `deadline`. A connection of which the caller has the claim then, or
-    /// none. `left_at` is when the caller last left the watch, `known` what it was alone with.
+    /// none. `left_at` is when the caller last left the watch, `known` what it was alone with; others that
+    /// it finds may go to its `basket`, if it takes messages that come alone.
     pub(crate) fn watch(
         self: &Arc<Self>,
         spin: &mut Spin,
         left_at: &mut Option<Instant>,
         known: &mut Option<Known>,
+        basket: Option<&mut Basket<Arc<Psock>>>,
         deadline: Option<Instant>,
     ) -> Option<Arc<Psock>> {
         self.watch.enter();
@@ -264,8 +269,11 @@ impl Mux {
         }
         let successor =
             own.is_some() && self.watch.absence_ns.load(Ordering::Relaxed) > SHORT_ABSENCE_NS;
-        let others = others.into_iter().map(Ready::Connection);
-        self.hub.leave_watch(others, successor);
+        if let Some(basket) = basket {
+            self.fill_basket(basket, &mut others);
+        }
+        self.hub
+            .leave_watch(others.into_iter().map(ready), successor);
         own
     }
 
@@ -300,8 +308,7 @@ impl Mux {
             }
             _ => own = self.harvest(&mut others, Some(Duration::ZERO), true),
         }
-        let others = others.into_iter().map(Ready::Connection);
-        self.hub.leave_watch(others, false);
+        self.hub.leave_watch(others.into_iter().map(ready), false);
         own
     }
 
@@ -311,7 +318,7 @@ impl Mux {
         let mut others = Vec::new();
         let own = self.harvest(&mut others, Some(Duration::ZERO), false);
         if !others.is_empty() {
-            let kick = self.hub.extend(others.into_iter().map(Ready::Connection));
+            let kick = self.hub.extend(others.into_iter().map(ready));
             self.after_push(kick);
         }
         own
@@ -460,7 +467,7 @@ impl Mux {
         self.harvest(others, timeout, true)
     }
 
-    /// Waits for events; the first connection with its claim, the others to be pushed. `watches`: the
+    /// Waits for events; the first connection and the others, all with their claims. `watches`: the
     /// caller has the watch. The bell is for it alone: who looked beside it and silenced the bell would
     /// leave it asleep, and known to be on its way, for ever.
     fn harvest(
@@ -482,12 +489,25 @@ impl Mux {
             return None;
         };
         let mut own: Option<Arc<Psock>> = None;
+        let mut bell_rings = false;
         let events: &[epoll::Event] = events;
         let psocks = self.psocks();
         others.reserve(events.len());
-        for event in events {
+        // Each is claimed and counted by a locked instruction, which waits for its line of memory alone:
+        // so they are all called for before.
+        let mut found = [None; AHEAD];
+        for (at, event) in events.iter().enumerate() {
             use epoll::EventFlags;
-            let Some(psock) = psocks.get(ConnectionId(event.data.u64())) else {
+            if at % AHEAD == 0 {
+                for (place, event) in found.iter_mut().zip(&events[at..]) {
+                    *place = psocks.get(ConnectionId(event.data.u64()));
+                    if let Some(psock) = place {
+                        psock.prefetch_for_claim();
+                    }
+                }
+            }
+            let Some(psock) = found[at % AHEAD] else {
+                bell_rings |= event.data.u64() == BELL;
                 continue;
             };
             let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
@@ -500,9 +520,8 @@ impl Mux {
                 }
             }
             psock.edge.store(true, Ordering::Release);
-            if psock.claim.notify() {
+            if psock.claim.claim_for_news() {
                 if own.is_none() {
-                    psock.claim.claim();
                     own = Some(Arc::clone(psock));
                 } else {
                     others.push(Arc::clone(psock));
@@ -510,11 +529,18 @@ impl Mux {
             }
         }
         drop(psocks);
-        if watches && events.iter().any(|event| event.data.u64() == BELL) {
+        if watches && bell_rings {
             let _ = rustix::io::read(&self.watch.bell, &mut [0; 8]);
         }
         own
     }
+}
+
+/// A connection whose claim the caller has, for the ready list.
+fn ready(psock: Arc<Psock>) -> Ready {
+    let pushes = psock.claim.release(true);
+    debug_assert!(pushes, "it leaves work");
+    Ready::Connection(psock)
 }
 
 /// Waits until the descriptor is readable; false when the time ran out or the wait was

@@ -95,7 +95,7 @@ pub(crate) struct Message<'m> {
 
 impl<'m> Message<'m> {
     #[inline]
-    fn new(pieces: &'m [IoSlice<'m>], addressed: bool) -> Self {
+    pub(crate) fn new(pieces: &'m [IoSlice<'m>], addressed: bool) -> Self {
         Self {
             pieces,
             len: pieces.iter().map(|piece| piece.len()).sum(),
@@ -174,6 +174,16 @@ impl<S: Outlet> WriteQueue<S> {
         match self.right.enter() {
             Some(writer) => self.send_at_once(writer, message),
             None => self.send_slow(message, wait),
+        }
+    }
+
+    /// The same of one piece, to this connection: the fewest instructions between a reply that waits for
+    /// no other and the system's call.
+    #[inline]
+    pub(crate) fn send_one(&self, bytes: &[u8], wait: Wait) -> Outcome<S> {
+        match self.right.enter() {
+            Some(writer) => self.send_one_at_once(writer, bytes),
+            None => self.send_slow(Message::new(&[IoSlice::new(bytes)], true), wait),
         }
     }
 

@@ -12,7 +12,7 @@
 //!                 thread goes on                go elsewhere is handed back
 //! ```
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use crate::{
     error::{Error, Result},
@@ -69,6 +69,38 @@ impl<S: Outlet> WriteQueue<S> {
             }
             result => Some(Box::new(self.keep_rest(writer, &message, result))),
         }
+    }
+
+    /// The same of one piece, to this connection.
+    #[inline]
+    pub(crate) fn send_one_at_once<'a>(
+        &'a self,
+        writer: Writer<'a, S>,
+        bytes: &[u8],
+    ) -> Outcome<S> {
+        match writer.with_stream(|stream| stream.send_one(bytes)) {
+            Ok(n) if n == bytes.len() => {
+                self.sent_at_once.add(1, n);
+                match writer.leave(0) {
+                    Ok(()) => None,
+                    Err(writer) => self.look_before_leaving(writer, 0),
+                }
+            }
+            result => self.keep_rest_of_one(writer, bytes, result),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn keep_rest_of_one<'a>(
+        &'a self,
+        writer: Writer<'a, S>,
+        bytes: &[u8],
+        result: io::Result<usize>,
+    ) -> Outcome<S> {
+        let pieces = [IoSlice::new(bytes)];
+        let message = Message::new(&pieces, true);
+        Some(Box::new(self.keep_rest(writer, &message, result)))
     }
 
     #[cold]

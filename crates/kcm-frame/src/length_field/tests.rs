@@ -339,6 +339,18 @@ proptest! {
             // Where a sum wraps, or is below the field's end, the field has more to say.
             None => prop_assert!(in_32_bits || expected.is_none()),
         }
+        // Near the end of the bytes, too, if four of them are left.
+        for end in offset.max(width)..=bytes.len() {
+            let bytes = &bytes[..end];
+            let expected = match field.parse(bytes) {
+                Verdict::Message(frame) => Some(frame.len),
+                _ => None,
+            };
+            match field.plain_length(bytes) {
+                Some(len) => prop_assert_eq!(Some(len), expected),
+                None => prop_assert!(in_32_bits || expected.is_none() || end < offset + 4),
+            }
+        }
     }
 }
 

@@ -48,6 +48,7 @@ struct Memory {
 impl<T> Block<T> {
     /// A block with room for `capacity` bytes or more, at most twice as many: what is kept of a read
     /// pins all of it.
+    #[inline]
     pub(super) fn new(capacity: usize) -> NonNull<Self> {
         let Memory { start, capacity } = Memory::take(capacity);
         let block: NonNull<Self> = start.cast();
@@ -120,6 +121,7 @@ impl Memory {
         layout.expect("capacity fits in memory")
     }
 
+    #[inline]
     fn take(capacity: usize) -> Self {
         if capacity < LARGE_BYTES
             && let Ok(Some(spare)) = SPARE.try_with(|spare| spare.0.take())
@@ -129,6 +131,12 @@ impl Memory {
             }
             spare.give_back();
         }
+        Self::allocate(capacity)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate(capacity: usize) -> Self {
         let layout = Self::layout(capacity);
         // SAFETY: the layout is not empty: it holds at least the head.
         let start = unsafe { alloc(layout) };

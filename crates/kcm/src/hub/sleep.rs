@@ -49,8 +49,18 @@ impl Parker {
 
 impl<T> Hub<T> {
     /// Hands the wake on, when more is ready than the caller takes.
+    #[inline]
     pub(super) fn wake_for_rest(&self, state: &mut State<T>) -> Option<Arc<Parker>> {
-        if state.ready.is_empty() || self.leaves_out_wake(state) {
+        if state.parked.is_empty() || state.ready.is_empty() {
+            return None;
+        }
+        self.wake_a_parked(state)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_a_parked(&self, state: &mut State<T>) -> Option<Arc<Parker>> {
+        if self.leaves_out_wake(state) {
             None
         } else {
             wake_one(state)

@@ -4,7 +4,9 @@
 //! general way (`delivery.rs`) asks many questions about it, each of which is right for some message;
 //! but between two messages the system's work for sockets has driven all of that code out of the
 //! processor's nearest caches, so that each line of code that is run at all costs about what 10
-//! instructions do. The general way was 100 such lines for this message, and this one is a quarter.
+//! instructions do. The general way was 100 such lines for this message, and this one is a quarter. For the
+//! same reason all of it is one function in the end, from the connection to the message: results that were
+//! handed on in memory, and registers saved and restored, were 150 instructions.
 //!
 //! The only socket of an only connection (`solo.rs`) goes this way too.
 //!
@@ -37,7 +39,7 @@ impl Single {
     }
 
     /// The message, which takes over the memory that it was read into.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn into_message(self, psock: Arc<Psock>) -> Message {
         Message::new(self.owned(psock).into_slice(0))
     }
@@ -60,6 +62,7 @@ impl Single {
         }
     }
 
+    #[inline(always)]
     fn owned(self, psock: Arc<Psock>) -> Buffer<Origin> {
         let Self {
             mut buffer,
@@ -73,7 +76,7 @@ impl Single {
 impl Mux {
     /// Takes a message from a connection whose claim the caller has, if it is a small one that came
     /// alone, and gives the claim back. Otherwise gives the connection back, with its claim.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn take_single(
         &self,
         psock: Arc<Psock>,
@@ -86,8 +89,11 @@ impl Mux {
             return Err(psock);
         }
         let mut rx = psock.rx();
-        let at_rest = rx.is_at_rest();
-        let single = at_rest.then(|| rx.read_single(&psock, false)).flatten();
+        let single = if rx.is_at_rest() {
+            rx.read_single(&psock, false)
+        } else {
+            None
+        };
         let Some(single) = single else {
             drop(rx);
             return Err(psock);
@@ -96,10 +102,8 @@ impl Mux {
         psock.class.store(0, Ordering::Relaxed);
         psock.count_received(state, 1, single.len());
         drop(rx);
-        let message = single.into_message(psock);
-        let psock = message.psock();
         psock.release(psock.edge.load(Ordering::Relaxed));
-        Ok(message)
+        Ok(single.into_message(psock))
     }
 }
 
@@ -112,7 +116,9 @@ impl Rx {
             return false;
         }
         let position = self.position;
-        if let Some(buffer) = self.buffer.take_if(|buffer| buffer.len() == position) {
+        if self.buffer.is_some()
+            && let Some(buffer) = self.buffer.take_if(|buffer| buffer.len() == position)
+        {
             self.rebase();
             keep_spare(buffer);
         }
@@ -121,19 +127,19 @@ impl Rx {
 
     /// Reads once, for a connection at rest; `blocking`: waits until there is something. Anything else
     /// that was read stays here.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read_single(&mut self, psock: &Arc<Psock>, blocking: bool) -> Option<Single> {
         let carrier = self.carrier.as_ref()?;
         let memory = &psock.mux.memory;
         let capacity = self.usual_bytes + SPARE_BYTES;
         memory.room_bytes().filter(|&room| room >= capacity)?;
-        if !blocking && !psock.edge.swap(false, Ordering::Acquire) {
+        if !blocking && !psock.take_edge() {
             return None;
         }
         let mut buffer = memory_for_single(self.kept.take(), capacity);
         let n = match carrier.recv(&mut buffer, capacity, blocking) {
             Ok(n) if n > 0 => n,
-            result => return self.meet(psock, &result),
+            result => return self.meet(psock, result),
         };
         if is_much_too_large(&buffer, n) {
             buffer = moved(buffer);
@@ -157,17 +163,16 @@ impl Rx {
 
     /// Nothing was read: the general way goes on with this.
     #[cold]
-    fn meet<T>(&mut self, psock: &Psock, result: &io::Result<usize>) -> Option<T> {
-        match self.what_ends(result) {
+    #[inline(never)]
+    fn meet<T>(&mut self, psock: &Psock, result: io::Result<usize>) -> Option<T> {
+        match self.what_ends(&result) {
             Some(reason) => {
                 self.met = Some(reason);
                 psock.edge.store(true, Ordering::Relaxed);
             }
             // There is nothing, or it is not known.
             None => {
-                let unknown = result
-                    .as_ref()
-                    .is_err_and(|e| e.kind() == io::ErrorKind::Interrupted);
+                let unknown = result.is_err_and(|e| e.kind() == io::ErrorKind::Interrupted);
                 psock.edge.fetch_or(unknown, Ordering::Relaxed);
             }
         }
@@ -185,13 +190,17 @@ fn moved(buffer: Buffer<Origin>) -> Buffer<Origin> {
 }
 
 /// That of the last one, if it was kept and nobody looks at it any more.
-#[inline]
+#[inline(always)]
 fn memory_for_single(kept: Option<Buffer<Origin>>, capacity: usize) -> Buffer<Origin> {
-    match kept {
-        Some(mut kept) if kept.capacity() >= capacity && kept.is_unique() => {
-            kept.restart();
-            kept
-        }
-        _ => Buffer::with_capacity(capacity),
+    kept.and_then(|kept| restarted(kept, capacity))
+        .unwrap_or_else(|| Buffer::with_capacity(capacity))
+}
+
+#[inline(never)]
+fn restarted(mut kept: Buffer<Origin>, capacity: usize) -> Option<Buffer<Origin>> {
+    if kept.capacity() < capacity || !kept.is_unique() {
+        return None;
     }
+    kept.restart();
+    Some(kept)
 }

@@ -13,6 +13,7 @@ use crate::{
     message::Message,
     psock::{Observer, Psock},
     steering::Ready,
+    sys,
     walk::HandEnd,
     watch::Known,
 };
@@ -26,6 +27,17 @@ impl Socket {
     /// The next message, where it is not plainly there.
     #[inline(never)]
     pub(super) fn recv_otherwise(&mut self, want: usize) -> Result<Message, NoMessage> {
+        // (Two ways, each with a frame of its own.)
+        if self.hand.is_some() {
+            self.recv_in_hand(want)
+        } else {
+            self.recv_slow(want)
+        }
+    }
+
+    /// The next message of a burst in hand, or another.
+    #[inline(never)]
+    fn recv_in_hand(&mut self, want: usize) -> Result<Message, NoMessage> {
         if let Some(hand) = &mut self.hand
             && self.partial.is_none()
         {
@@ -48,6 +60,17 @@ impl Socket {
     #[cold]
     #[inline(never)]
     fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
+        if self.basket.is_filled()
+            && let Some(message) = self.next_of_basket(want)
+        {
+            return Ok(message);
+        }
+        self.recv_any(want)
+    }
+
+    #[inline(never)]
+    fn recv_any(&mut self, want: usize) -> Result<Message, NoMessage> {
+        self.empty_basket();
         if self.solo {
             if let Some(known) = &self.known
                 && !self.state.has_settings()
@@ -108,6 +131,39 @@ impl Socket {
             psock.release(true);
         }
         Some(message)
+    }
+
+    /// The next message of what this socket has harvested for itself, if there is nothing else to see to.
+    #[inline(always)]
+    fn next_of_basket(&mut self, want: usize) -> Option<Message> {
+        while self.lone
+            && self.partial.is_none()
+            && self.mux.hub.ready() == 0
+            && !self.state.is_receive_disabled()
+            && !self.mux.steering.is_used()
+        {
+            let baskets = &self.mux.baskets;
+            let psock = self.basket.next(baskets, |psock| sys::prefetch(&**psock))?;
+            match self.mux.take_single(psock, &self.state) {
+                Ok(message) => return Some(message),
+                Err(psock) => {
+                    let message = self.take_any(psock, want);
+                    if message.is_some() {
+                        return message;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// What this socket has harvested for itself is for whoever asks, before it turns to other things.
+    #[inline]
+    pub(super) fn empty_basket(&mut self) {
+        if self.basket.is_filled() {
+            let psocks = self.basket.take_all(&self.mux.baskets);
+            psocks.into_iter().for_each(|psock| psock.release(true));
+        }
     }
 
     /// Takes a message from a connection that is ready, for a socket with nothing in hand, if there is
@@ -226,6 +282,8 @@ impl Socket {
             spin,
             left_watch_at,
             known,
+            basket,
+            lone,
             pace,
             ..
         } = self;
@@ -236,7 +294,7 @@ impl Socket {
         mux.break_solo();
         state.waiting.store(true, Ordering::Relaxed);
         pace.rest(state);
-        let got = match mux.revoke_a_lease() {
+        let got = match mux.take_a_basket().or_else(|| mux.revoke_a_lease()) {
             Some(psock) => Got::Psock(psock),
             None => {
                 let turn = if nonblocking {
@@ -251,7 +309,8 @@ impl Socket {
                         let psock = if nonblocking {
                             mux.glance(looked)
                         } else {
-                            mux.watch(spin, left_watch_at, known, deadline)
+                            let basket = lone.then_some(basket);
+                            mux.watch(spin, left_watch_at, known, basket, deadline)
                         };
                         psock.map_or(Got::Nothing, Got::Psock)
                     }
@@ -296,17 +355,22 @@ impl Socket {
     fn take(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         self.mux.hub.note_take();
         match self.mux.take_single(psock, &self.state) {
-            Ok(message) => Some(message),
+            Ok(message) => {
+                self.lone = true;
+                Some(message)
+            }
             Err(psock) => self.take_any(psock, want),
         }
     }
 
     /// As above, the general way.
+    #[cold]
     #[inline(never)]
     fn take_any(&mut self, psock: Arc<Psock>, want: usize) -> Option<Message> {
         let generation = self.mux.generation();
         let (batch, hand) = (&mut self.granted, &mut self.hand);
         let taken = (self.mux).take(&psock, &self.state, want, batch, hand)?;
+        self.lone = false;
         if taken.bursts && self.mux.socket_count() > 1 {
             self.pace.go_to_work(&self.mux, &self.state);
         }
@@ -366,6 +430,7 @@ impl Socket {
         });
         self.granted = granted;
         self.keyed |= first.is_some();
+        self.lone = false;
         first
     }
 

@@ -99,10 +99,16 @@ impl<T> ByClass<T> {
         all
     }
 
+    #[inline]
     fn row(&mut self, class: u8) -> &mut VecDeque<T> {
         if class == 0 {
             return &mut self.plain;
         }
+        self.higher_row(class)
+    }
+
+    #[cold]
+    fn higher_row(&mut self, class: u8) -> &mut VecDeque<T> {
         self.higher_len += 1;
         self.higher.entry(class).or_default()
     }
