@@ -85,7 +85,6 @@ impl Mux {
         match fill {
             Fill::Some => {
                 psock.count_read();
-                psock.end_partial();
                 hand.go_on(&mut rx, psock, state);
             }
             nothing => {
@@ -97,9 +96,11 @@ impl Mux {
                 return None;
             }
         }
+        let message = (hand.next_plain(state)).or_else(|| hand.next_by_rule(state))?;
+        psock.end_partial();
         drop(rx);
         gather::begin(psock, true, None);
-        (hand.next_plain(state)).or_else(|| hand.next_by_rule(state))
+        Some(message)
     }
 }
 
