@@ -32,18 +32,7 @@ impl Claim {
     /// There may be work. True: the caller must push the connection to the ready list.
     #[must_use]
     pub(crate) fn notify(&self) -> bool {
-        // SYNC: the release half pairs with the acquire in `claim` and `release`: what the caller
-        // noted before (the edge) is seen by the thread that works next.
-        let before = self
-            .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                Some(match state {
-                    IDLE => QUEUED,
-                    CLAIMED => NOTIFIED,
-                    other => other,
-                })
-            });
-        before == Ok(IDLE)
+        self.note_news(QUEUED)
     }
 
     /// There may be work. True: the caller has it, and the claim.
@@ -56,12 +45,19 @@ impl Claim {
     /// As above, of a connection that was not idle just before.
     #[cold]
     fn claim_noted(&self) -> bool {
-        // SYNC: release as in `notify`, acquire as in `claim`.
+        self.note_news(CLAIMED)
+    }
+
+    /// There may be work; whether it was idle, and is `now` this.
+    fn note_news(&self, now: u8) -> bool {
+        // SYNC: the release half pairs with the acquire in `claim` and `release`: what the caller
+        // noted before (the edge) is seen by the thread that works next. The acquire half is for who has
+        // the claim with this, as in `claim`.
         let before = self
             .0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
                 Some(match state {
-                    IDLE => CLAIMED,
+                    IDLE => now,
                     CLAIMED => NOTIFIED,
                     other => other,
                 })

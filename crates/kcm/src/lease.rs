@@ -64,10 +64,7 @@ impl<T> Lease<T> {
     pub(crate) fn begin(&self, from: T, position: usize, stock: usize) {
         let mut state = lock(&self.state);
         debug_assert!(matches!(*state, State::Free));
-        self.position.store(position, Ordering::Relaxed);
-        self.start.store(position, Ordering::Relaxed);
-        self.stock.store(stock, Ordering::Relaxed);
-        self.left.store(stock, Ordering::Relaxed);
+        self.start_at(position, stock);
         self.flags.fetch_and(!REVOKED, Ordering::Relaxed);
         *state = State::Held(from);
     }
@@ -76,6 +73,11 @@ impl<T> Lease<T> {
     pub(crate) fn restart(&self, position: usize, stock: usize) {
         // (For who looks at the counters.)
         let _state = lock(&self.state);
+        self.start_at(position, stock);
+    }
+
+    /// The caller has the state locked.
+    fn start_at(&self, position: usize, stock: usize) {
         self.position.store(position, Ordering::Relaxed);
         self.start.store(position, Ordering::Relaxed);
         self.stock.store(stock, Ordering::Relaxed);

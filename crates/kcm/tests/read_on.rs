@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::*;
-use kcm::{ConnectionId, EndReason, Error, Framing, Limits, Message, Multiplexor, Socket};
+use kcm::{ConnectionId, EndReason, Error, Fault, Framing, Limits, Message, Multiplexor, Socket};
 
 /// Enough for a walk that reads on.
 const BURST: u64 = 20;
@@ -79,8 +79,16 @@ impl Walk {
         (walk, result, acted)
     }
 
-    fn end(self) -> EndReason {
-        event_soon(&self.mux).reason
+    /// How the connection ends after this, which is done while it waits; then it is shut down.
+    fn end_after(self, act: impl FnOnce(&TcpStream)) -> EndReason {
+        let (_, result, reason) = self.meanwhile(|mux, _, peer| {
+            act(peer);
+            let reason = event_soon(mux).reason;
+            mux.shutdown();
+            reason
+        });
+        assert!(matches!(result, Err(Error::Closed)), "{result:?}");
+        reason
     }
 }
 
@@ -192,17 +200,15 @@ fn shutting_down_wakes_it() {
 fn a_connection_that_is_taken_away_comes_with_its_rest() {
     bounded(20, || {
         let walk = Walk::new();
-        write(&walk.peer, &numbered(1, 40, LEN)[..LEN / 2]);
-        let (mux, receiver) = (walk.mux.clone(), walk);
-        let (id, mut socket) = (receiver.id, receiver.socket);
-        let receiver = spawn_asleep(move || socket.recv().map(|_| ()));
-        let (_stream, rest) = mux.unattach(id).expect("the stream");
-        assert_eq!(rest, &numbered(1, 40, LEN)[..LEN / 2]);
-        mux.shutdown();
-        assert!(matches!(
-            receiver.join().expect("no panic"),
-            Err(Error::Closed)
-        ));
+        let half = &numbered(1, 40, LEN)[..LEN / 2];
+        write(&walk.peer, half);
+        let (_, result, rest) = walk.meanwhile(|mux, id, _| {
+            let (_stream, rest) = mux.unattach(id).expect("the stream");
+            mux.shutdown();
+            rest
+        });
+        assert_eq!(rest, half);
+        assert!(matches!(result, Err(Error::Closed)), "{result:?}");
     });
 }
 
@@ -217,16 +223,13 @@ fn new_framing_and_limits_hold_for_the_next_burst() {
         assert_eq!(*result.expect("a message"), *b"abc");
         assert_eq!(*walk.socket.recv().expect("a message"), *b"def");
 
-        let (walk, result, ()) = Walk::new().meanwhile(|mux, id, peer| {
-            let connection = mux.connection(id).expect("there");
+        let walk = Walk::new();
+        let connection = walk.mux.connection(walk.id).expect("there");
+        let reason = walk.end_after(|peer| {
             connection.set_limits(Limits::default().with_max_message_bytes(LEN - 1));
             write(peer, &numbered(1, 40, LEN));
-            wait_until("the end", || connection.is_closed());
-            mux.shutdown();
         });
-        assert!(matches!(result, Err(Error::Closed)), "{result:?}");
-        let reason = walk.end();
-        let too_big = matches!(reason, EndReason::Fault(_));
+        let too_big = matches!(reason, EndReason::Fault(Fault::TooBig { .. }));
         assert!(too_big, "{reason:?}");
     });
 }
@@ -243,14 +246,7 @@ fn what_was_changed_during_the_walk_holds() {
         for _ in 0..BURST / 2 {
             walk.receive();
         }
-        let mux = walk.mux.clone();
-        let receiver = spawn_asleep(move || walk.socket.recv().map(|_| ()));
-        assert_eq!(event_soon(&mux).reason, EndReason::Closed);
-        mux.shutdown();
-        assert!(matches!(
-            receiver.join().expect("no panic"),
-            Err(Error::Closed)
-        ));
+        assert_eq!(walk.end_after(|_| ()), EndReason::Closed);
     });
 }
 
@@ -265,15 +261,8 @@ fn ends_are_told_after_what_came_before() {
             walk.send_burst();
             write(&walk.peer, &numbered(1, 60, LEN)[..tail]);
             walk.receive_burst();
-            let (walk, result, reason) = walk.meanwhile(|mux, _, peer| {
-                peer.shutdown(Shutdown::Write).expect("half closed");
-                let reason = event_soon(mux).reason;
-                mux.shutdown();
-                reason
-            });
-            assert!(matches!(result, Err(Error::Closed)), "{result:?}");
-            assert_eq!(reason, expected);
-            drop(walk);
+            let end = |peer: &TcpStream| peer.shutdown(Shutdown::Write).expect("half closed");
+            assert_eq!(walk.end_after(end), expected);
         }
     });
 }
@@ -288,12 +277,6 @@ fn the_rest_of_a_message_is_not_waited_for_for_ever() {
         walk.send_burst();
         write(&walk.peer, &numbered(1, 60, LEN)[..LEN / 2]);
         walk.receive_burst();
-        let (_, result, reason) = walk.meanwhile(|mux, _, _| {
-            let reason = event_soon(mux).reason;
-            mux.shutdown();
-            reason
-        });
-        assert!(matches!(result, Err(Error::Closed)), "{result:?}");
-        assert_eq!(reason, EndReason::Deadline);
+        assert_eq!(walk.end_after(|_| ()), EndReason::Deadline);
     });
 }
