@@ -49,6 +49,8 @@ pub(crate) struct Hand {
     until: usize,
     /// References in the credit at the beginning, one for each message.
     credit_at_start: usize,
+    /// Messages that were taken of the burst before this one, if it goes on from that.
+    taken_before: u32,
     /// When the turn began, in ns, if there are others.
     began_ns: Option<u64>,
     /// It is over, though there may be more.
@@ -189,6 +191,11 @@ impl Hand {
         u32::try_from(self.credit_at_start - self.credit.left()).unwrap_or(u32::MAX)
     }
 
+    /// The same of the burst at hand and of the one before it.
+    pub(crate) fn taken_lately(&self) -> u32 {
+        self.taken().saturating_add(self.taken_before)
+    }
+
     /// When it began, in ns, if it is timed.
     pub(crate) fn began_ns(&self) -> Option<u64> {
         self.began_ns
@@ -203,10 +210,10 @@ impl Hand {
     /// nobody has revoked the lease.
     pub(crate) fn stop(&mut self, rx: &mut Rx, psock: &Psock, state: &SocketState) {
         let position = self.credit.position();
-        let (taken, len) = (self.taken().into(), position - self.start);
+        self.taken_before = self.taken();
         state.lease.restart(position, 0);
         rx.set_position(position);
-        psock.count_received(state, taken, len);
+        psock.count_received(state, self.taken_before.into(), position - self.start);
         self.credit.give_back();
         (self.start, self.credit_at_start) = (position, 0);
     }
@@ -348,6 +355,7 @@ impl Mux {
             stop: position,
             until: position,
             credit_at_start,
+            taken_before: 0,
             began_ns: (!alone).then(sys::now_ns),
             turn_is_over: false,
             leased,
