@@ -46,12 +46,13 @@ pub enum Step {
 /// one; when it says [`Step::Message`] and the message is taken off the stream,
 /// call [`delivered`](Assembler::delivered) and go on with the bytes after it.
 /// The [crate's front page](crate) has an example.
+#[repr(C)] // What each message asks for stands together.
 pub struct Assembler {
+    limits: Limits,
     /// Fewer bytes than this need no look at them. 1 exactly when nothing is
     /// remembered of the message; more than any slice has after a fault.
     need: usize,
     rule: Rule,
-    limits: Limits,
     /// Most bytes at which the parser did not know the length yet.
     asked_at: usize,
     /// Bytes of the message at the front that are whole fragments, though perhaps

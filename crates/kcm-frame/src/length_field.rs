@@ -44,12 +44,13 @@ pub enum Endian {
 /// # Ok::<(), kcm_frame::FrameError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)] // What each message asks for stands together.
 pub struct LengthField {
     /// What follows from the other fields, for the usual way; each setter makes it anew. Of a field
     /// that is not plain it lies beyond all bytes, so that one comparison tells both.
     plain: PlainField,
-    pub(crate) endian: Endian,
     pub(crate) width: usize,
+    pub(crate) endian: Endian,
     pub(crate) offset: usize,
     /// `offset + width`: bytes that must be there, and the shortest message.
     end: usize,

@@ -114,7 +114,7 @@ impl<T> Buffer<T> {
 
     /// Appends what `read` puts at the beginning of the room (of at most `most` bytes of it) and
     /// gives back as the part that it initialised. The number of bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn append<E>(
         &mut self,
         most: usize,

@@ -21,6 +21,7 @@ use std::{
 
 use crate::sync::{AtomicBool, Ordering, yield_now};
 
+#[repr(C)]
 pub(crate) struct Latch<T> {
     locked: AtomicBool,
     value: UnsafeCell<T>,

@@ -1,6 +1,6 @@
 //! A received message.
 
-use std::{fmt, io::IoSlice, ops::Deref, sync::Arc};
+use std::{fmt, hint::cold_path, io::IoSlice, ops::Deref, sync::Arc};
 
 use crate::{
     chunk::Slice, connection::ConnectionId, error::Result, gather, origin::Origin, psock::Psock,
@@ -47,7 +47,7 @@ impl Message {
     /// # Errors
     ///
     /// [`crate::Error::ConnectionEnded`] (`EPIPE`) when the connection has ended.
-    #[inline]
+    #[inline(always)]
     pub fn reply(&self, message: &[u8]) -> Result<()> {
         self.reply_whole(message, Wait::Forever)
     }
@@ -65,7 +65,7 @@ impl Message {
     ///
     /// As [`Message::reply`], and [`crate::Error::WouldBlock`] (`EAGAIN`) when more than the send
     /// buffer's limit is queued: nothing of this message is sent.
-    #[inline]
+    #[inline(always)]
     pub fn try_reply(&self, message: &[u8]) -> Result<()> {
         self.reply_whole(message, Wait::Never)
     }
@@ -75,6 +75,7 @@ impl Message {
     fn reply_whole(&self, message: &[u8], wait: Wait) -> Result<()> {
         let psock = self.psock();
         if !gather::is_walking(psock) {
+            cold_path();
             return self.reply_alone(message, wait);
         }
         let may_wait = psock.tx.may_keep_back(&[IoSlice::new(message)])?;
@@ -84,8 +85,8 @@ impl Message {
         self.reply_within(&[IoSlice::new(message)], wait, may_wait)
     }
 
-    /// To a message that came alone.
-    #[inline(never)]
+    /// To a message that came alone. (All of it inlined, up to the system's call: `receive/single.rs`.)
+    #[inline(always)]
     fn reply_alone(&self, message: &[u8], wait: Wait) -> Result<()> {
         let psock = self.psock();
         psock.tx.send_now(psock, message, wait)

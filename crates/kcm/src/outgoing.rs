@@ -162,7 +162,7 @@ impl Outlet for Arc<Carrier> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_one(&self, bytes: &[u8]) -> io::Result<usize> {
         self.send_now(bytes).or_else(|e| match e.kind() {
             io::ErrorKind::Interrupted => self.send(&[IoSlice::new(bytes)]),

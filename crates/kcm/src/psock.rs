@@ -1,6 +1,7 @@
 //! The state of one attached connection; the kernel calls it a psock.
 
 use std::{
+    mem,
     ops::Deref,
     sync::{
         Arc, Mutex, OnceLock,
@@ -28,7 +29,19 @@ use crate::{
     transport::Carrier,
 };
 
+/// In the order in which memory is read. With thousands of connections the caches hold none of them, and a
+/// message that comes alone asks for the last fields of `tx`, for what follows, and for the first ones of
+/// `rx`: five lines in a row, and not twelve here and there.
+#[repr(C, align(64))]
 pub(crate) struct Psock {
+    pub(crate) id: ConnectionId,
+    /// The lowest number that was free in the multiplexor.
+    pub(crate) index: usize,
+    /// The assembly deadline in ns; 0: none.
+    deadline_ns: AtomicU64,
+    wanted: AtomicUsize,
+    pub(crate) tx: Transmit,
+    pub(crate) mux: Arc<Mux>,
     /// Who works on what it receives.
     pub(crate) claim: Claim,
     /// Something may have come that was not read yet. Set before [`Claim::notify`], cleared before
@@ -55,25 +68,17 @@ pub(crate) struct Psock {
     pub(crate) half_closed: AtomicBool,
     /// The last answer it may have waited for is sent, and somebody will look.
     pub(crate) end_look_set: AtomicBool,
-    /// References that are an [`Observer`].
-    observers: AtomicUsize,
     /// Its descriptor is in the multiplexor's epoll.
     pub(crate) registered: AtomicBool,
     /// Its end has been told.
     ended: AtomicBool,
-    pub(crate) mux: Arc<Mux>,
     /// When, on the multiplexor's clock of watched time, the unfinished message at the front
     /// began; [`NO_PARTIAL`] without one.
     pub(crate) partial_since_ns: AtomicU64,
-    wanted: AtomicUsize,
-    rx: Latch<Rx>,
     pub(crate) counters: PsockCounters,
-    pub(crate) tx: Transmit,
-    pub(crate) id: ConnectionId,
-    /// The lowest number that was free in the multiplexor.
-    pub(crate) index: usize,
-    /// The assembly deadline in ns; 0: none.
-    deadline_ns: AtomicU64,
+    rx: Latch<Rx>,
+    /// References that are an [`Observer`].
+    observers: AtomicUsize,
     /// Its number in the background thread's epoll.
     pub(crate) background_key: OnceLock<u64>,
     /// Its place in the process-wide list of attached streams.
@@ -176,9 +181,22 @@ impl Psock {
     /// Its claim and its count of references will be changed.
     #[inline]
     pub(crate) fn prefetch_for_claim(self: &Arc<Self>) {
-        sys::prefetch(&self.claim);
-        // (The counts stand before the value.)
-        sys::prefetch_line(&raw const **self);
+        sys::prefetch_line(&raw const self.claim);
+        // (The counts stand in a line of their own, before the value.)
+        let value = (&raw const **self).cast::<u8>();
+        sys::prefetch_line(value.wrapping_sub(sys::LINE_BYTES));
+    }
+
+    /// A message that came alone will be taken from it.
+    #[inline]
+    pub(crate) fn prefetch_for_take(&self) {
+        /// Of 14 in all.
+        const LINES: usize = 5;
+        let first = mem::offset_of!(Self, mux) / sys::LINE_BYTES;
+        let start = (&raw const *self).cast::<u8>();
+        for line in first..first + LINES {
+            sys::prefetch_line(start.wrapping_add(line * sys::LINE_BYTES));
+        }
     }
 
     /// Whether something may have come; who asks looks now.

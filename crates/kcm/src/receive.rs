@@ -14,13 +14,15 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io, mem,
     sync::{Arc, atomic::Ordering},
 };
 
+mod aside;
 mod room;
 mod single;
 
+use aside::Aside;
 use kcm_frame::{Assembler, Frame, QuickForm, Step};
 use room::{keep_spare, owned};
 
@@ -56,43 +58,40 @@ pub(crate) enum Fill {
     End(EndReason),
 }
 
+/// In the order in which a message that comes alone asks for it, what it does not ask for last
+/// (`psock.rs`).
+#[repr(C)]
 pub(crate) struct Rx {
     /// `None` when nothing more is to be read.
     carrier: Option<Arc<Carrier>>,
-    pub(crate) assembler: Assembler,
     buffer: Option<Buffer<Origin>>,
     /// Where, in the buffer, the next message begins.
     pub(crate) position: usize,
     /// Where, in the stream, the buffer begins.
     stream_position: u64,
-    /// Messages that were cut off and given back, in the order of the stream: before all others.
-    returned: VecDeque<Message>,
-    /// Bytes that were read before the connection was attached.
-    early: Vec<u8>,
-    /// Its message may be finished beyond the limit of memory.
-    pass: bool,
     /// About the most that a read has brought lately.
     usual_bytes: usize,
-    /// The end of the stream, where a read has met it already (`single.rs`).
-    met: Option<EndReason>,
+    aside: Aside,
     /// The memory of the last message that came alone, of an only connection: for the next one.
     kept: Option<Buffer<Origin>>,
+    pub(crate) assembler: Assembler,
 }
 
 impl Rx {
     pub(crate) fn new(carrier: Arc<Carrier>, assembler: Assembler, already_read: &[u8]) -> Self {
+        let mut aside = Aside::default();
+        if !already_read.is_empty() {
+            aside.put().early = already_read.to_vec();
+        }
         Self {
             carrier: Some(carrier),
-            assembler,
             buffer: None,
             position: 0,
             stream_position: 0,
-            returned: VecDeque::new(),
-            early: already_read.to_vec(),
-            pass: false,
             usual_bytes: 0,
-            met: None,
+            aside,
             kept: None,
+            assembler,
         }
     }
 
@@ -174,28 +173,28 @@ impl Rx {
     /// Puts a message back that was cut off.
     pub(crate) fn return_message(&mut self, message: Message) {
         let at = message.stream_position();
-        let place = self
-            .returned
-            .partition_point(|other| other.stream_position() < at);
-        self.returned.insert(place, message);
+        let returned = &mut self.aside.put().returned;
+        let place = returned.partition_point(|other| other.stream_position() < at);
+        returned.insert(place, message);
     }
 
     /// The first of the messages that were given back.
     pub(crate) fn next_returned(&mut self) -> Option<Message> {
-        self.returned.pop_front()
+        self.aside.take(|aside| aside.returned.pop_front())
     }
 
     /// What the parser said of it, if there is one.
     pub(crate) fn returned_label(&self) -> Option<Label> {
-        self.returned.front().map(Message::label)
+        self.aside.things()?.returned.front().map(Message::label)
     }
 
     pub(crate) fn has_returned(&self) -> bool {
-        !self.returned.is_empty()
+        let aside = self.aside.things();
+        aside.is_some_and(|aside| !aside.returned.is_empty())
     }
 
     pub(crate) fn take_returned(&mut self) -> VecDeque<Message> {
-        std::mem::take(&mut self.returned)
+        self.aside.take(|aside| mem::take(&mut aside.returned))
     }
 
     /// What is left begins the buffer from now on.
@@ -248,19 +247,34 @@ impl Rx {
     pub(crate) fn stop(&mut self, psock: &Psock) {
         self.end_pass(psock);
         self.carrier = None;
-        self.early = self.take_rest();
+        let rest = self.take_rest();
+        if !rest.is_empty() {
+            self.aside.put().early = rest;
+        }
+    }
+
+    fn has_early(&self) -> bool {
+        let aside = self.aside.things();
+        aside.is_some_and(|aside| !aside.early.is_empty())
+    }
+
+    fn take_early(&mut self) -> Vec<u8> {
+        self.aside.take(|aside| mem::take(&mut aside.early))
+    }
+
+    fn has_pass(&self) -> bool {
+        self.aside.things().is_some_and(|aside| aside.pass)
     }
 
     fn end_pass(&mut self, psock: &Psock) {
-        if self.pass {
-            self.pass = false;
+        if self.aside.take(|aside| mem::take(&mut aside.pass)) {
             psock.mux.memory.end_pass();
         }
     }
 
     /// Whether what is missing can only come from the stream.
     pub(crate) fn must_wait(&self) -> bool {
-        self.carrier.is_some() && self.early.is_empty()
+        self.carrier.is_some() && !self.has_early()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -270,7 +284,7 @@ impl Rx {
     /// Everything that was read and not delivered, to be given back with the stream.
     pub(crate) fn take_rest(&mut self) -> Vec<u8> {
         let mut rest = self.bytes().to_vec();
-        rest.append(&mut self.early);
+        rest.append(&mut self.take_early());
         self.buffer = None;
         self.kept = None;
         self.rebase();
@@ -293,10 +307,10 @@ impl Rx {
         if self.carrier.is_none() {
             return Fill::Nothing;
         }
-        if !self.early.is_empty() {
+        if self.has_early() {
             return self.fill_early(psock);
         }
-        if let Some(reason) = self.met.take() {
+        if let Some(reason) = self.aside.take(|aside| aside.met.take()) {
             return Fill::End(reason);
         }
         let whole = len.map_or_else(|| self.unknown_length(need), |len| self.known_length(len));
@@ -307,7 +321,7 @@ impl Rx {
             return Fill::Nothing;
         };
         // A long message gets its own memory, to its end and no further; so does one with a pass.
-        let most = if whole > CHUNK_BYTES || self.pass {
+        let most = if whole > CHUNK_BYTES || self.has_pass() {
             whole - (buffer.len() - self.position)
         } else {
             // (Somebody else may have taken the room meanwhile: then it is a little too much.)
@@ -348,7 +362,7 @@ impl Rx {
 
     /// A read has met the end of the stream; the next one is to meet it again.
     pub(crate) fn meet_again(&mut self, reason: EndReason) {
-        self.met = Some(reason);
+        self.aside.put().met = Some(reason);
     }
 
     /// Why the connection ends after a read that brought nothing; `None`: it does not.
@@ -370,7 +384,7 @@ impl Rx {
 
     /// The bytes that were read before the stream was attached come first.
     fn fill_early(&mut self, psock: &Arc<Psock>) -> Fill {
-        let early = std::mem::take(&mut self.early);
+        let early = self.take_early();
         self.stream_position += self.position as u64;
         let mut buffer = owned(
             psock,

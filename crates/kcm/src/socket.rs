@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    hint::cold_path,
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
@@ -201,6 +202,12 @@ impl Socket {
             && let Some(message) = hand.next_plain(&self.state)
         {
             return Ok(message);
+        }
+        if self.basket.is_filled() {
+            cold_path();
+            if let Some(message) = self.next_of_basket(want) {
+                return Ok(message);
+            }
         }
         Ok(self.recv_otherwise(want)?)
     }

@@ -62,7 +62,7 @@ pub(crate) use table::Way;
 
 use crate::{
     background, connection::ConnectionId, hub::Kick, message::Message, mux::Mux, psock::Psock,
-    socket::SocketState, sys,
+    socket::SocketState,
 };
 use table::{Aside, Table};
 
@@ -106,7 +106,7 @@ impl Ready {
     /// It will be worked on soon.
     pub(crate) fn prefetch(&self) {
         if let Self::Connection(psock) = self {
-            sys::prefetch(&**psock);
+            psock.prefetch_for_take();
         }
     }
 

@@ -52,20 +52,13 @@ pub(crate) fn from_now(wait: Duration) -> Instant {
     Instant::now() + wait.min(FOR_EVER)
 }
 
-/// Asks the processor to bring this value into its cache, and goes on at once.
-#[inline]
-pub(crate) fn prefetch<T>(value: &T) {
-    const LINE_BYTES: usize = 64;
-    let start = std::ptr::from_ref(value).cast::<i8>();
-    for offset in (0..size_of::<T>()).step_by(LINE_BYTES) {
-        prefetch_line(start.wrapping_add(offset));
-    }
-}
+/// Bytes that the processor's caches hold together.
+pub(crate) const LINE_BYTES: usize = 64;
 
-/// The same of the line of memory that begins a value.
+/// Asks the processor to bring the line of memory that is here into its cache, and goes on at once.
 #[inline]
-pub(crate) fn prefetch_line<T>(start: *const T) {
-    let line = start.cast::<i8>();
+pub(crate) fn prefetch_line<T>(at: *const T) {
+    let line = at.cast::<i8>();
     // SAFETY: a hint, which reads nothing and faults on no address.
     #[cfg(target_arch = "x86_64")]
     unsafe {

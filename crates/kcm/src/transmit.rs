@@ -35,14 +35,16 @@ use crate::{
     write_queue::{Left, Outcome, Wait, WriteQueue},
 };
 
+/// (In this order: `psock.rs`.)
+#[repr(C)]
 pub(crate) struct Transmit {
-    queue: WriteQueue<Arc<Carrier>>,
     /// For the check in debug builds.
     framing: Mutex<Framing>,
-    /// The connection has left the multiplexor.
-    gone: AtomicBool,
     /// Messages and bytes that count among those of connections that are gone.
     counted_as_gone: Mutex<(u64, u64)>,
+    /// The connection has left the multiplexor.
+    gone: AtomicBool,
+    queue: WriteQueue<Arc<Carrier>>,
 }
 
 impl Transmit {
@@ -121,7 +123,7 @@ impl Transmit {
     }
 
     /// As above, a message to this connection, from a thread that keeps nothing back for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_now(&self, psock: &Arc<Psock>, message: &[u8], wait: Wait) -> Result<()> {
         if message.is_empty() {
             return Ok(());

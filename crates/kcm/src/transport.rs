@@ -167,7 +167,7 @@ impl Carrier {
     }
 
     /// The same of one piece.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket(fd) => {

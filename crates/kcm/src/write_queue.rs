@@ -64,15 +64,17 @@ pub(crate) enum Left<S> {
 /// whole).
 pub(crate) type Outcome<S> = Option<Box<(Result<()>, Left<S>)>>;
 
+/// (What a send that is alone asks for stands last: `psock.rs`.)
+#[repr(C)]
 pub(crate) struct WriteQueue<S> {
-    pub(crate) right: WriteRight<S>,
     limit_bytes: usize,
     // No part of the hand-over: written under the lock or by the writer, read by anybody, as hints
     // and statistics.
     queued_bytes: AtomicUsize,
     pub(crate) open: AtomicBool,
-    pub(crate) sent_at_once: Sent,
     pub(crate) sent_by_queue: Sent,
+    pub(crate) right: WriteRight<S>,
+    pub(crate) sent_at_once: Sent,
 }
 
 /// Messages and bytes.
@@ -179,7 +181,7 @@ impl<S: Outlet> WriteQueue<S> {
 
     /// The same of one piece, to this connection: the fewest instructions between a reply that waits for
     /// no other and the system's call.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_one(&self, bytes: &[u8], wait: Wait) -> Outcome<S> {
         match self.right.enter() {
             Some(writer) => self.send_one_at_once(writer, bytes),

@@ -55,12 +55,14 @@ const LOOK: usize = 2;
 /// One thread that keeps replies back.
 pub(crate) const KEPT: usize = 4;
 
+/// (What a send that is alone asks for stands last: `psock.rs`.)
+#[repr(C)]
 pub(crate) struct WriteRight<S> {
-    word: AtomicUsize,
     queue: Mutex<Queue>,
     /// Room for a new message, or nothing left to send, or the end.
     changed: Condvar,
     stream: UnsafeCell<Option<S>>,
+    word: AtomicUsize,
 }
 
 // SAFETY: the stream is shared, and taken away by one thread, as the contract above says.
@@ -207,16 +209,15 @@ impl<S> Writer<'_, S> {
         self.0.stream.with(|stream| unsafe { (*stream).is_some() })
     }
 
-    #[inline]
-    pub(crate) fn with_stream<R>(&self, call: impl FnOnce(&S) -> io::Result<R>) -> io::Result<R> {
-        // SAFETY: read, with the right to write.
-        self.0.stream.with(|stream| match unsafe { &*stream } {
-            Some(stream) => {
-                pause();
-                call(stream)
-            }
-            None => Err(io::Error::from_raw_os_error(libc::EPIPE)),
-        })
+    /// The stream; `EPIPE` when it was taken away. (No call with it, which might not be inlined:
+    /// `receive/single.rs`.)
+    #[inline(always)]
+    pub(crate) fn stream(&self) -> io::Result<&S> {
+        pause();
+        // SAFETY: read, with the right to write, as long as it is borrowed.
+        let stream = self.0.stream.with(|stream| unsafe { &*stream });
+        let none = || io::Error::from_raw_os_error(libc::EPIPE);
+        stream.as_ref().ok_or_else(none)
     }
 
     pub(crate) fn take_stream(&self, _: &Locked<'_, S>) -> Option<S> {

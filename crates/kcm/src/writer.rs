@@ -58,7 +58,7 @@ impl<S: Outlet> WriteQueue<S> {
         writer: Writer<'a, S>,
         message: Message<'_>,
     ) -> Outcome<S> {
-        let result = writer.with_stream(|stream| stream.send(message.pieces));
+        let result = (writer.stream()).and_then(|stream| stream.send(message.pieces));
         match result {
             Ok(n) if n == message.len => {
                 self.sent_at_once.add(message.count, message.len);
@@ -72,13 +72,17 @@ impl<S: Outlet> WriteQueue<S> {
     }
 
     /// The same of one piece, to this connection.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_one_at_once<'a>(
         &'a self,
         writer: Writer<'a, S>,
         bytes: &[u8],
     ) -> Outcome<S> {
-        match writer.with_stream(|stream| stream.send_one(bytes)) {
+        let result = match writer.stream() {
+            Ok(stream) => stream.send_one(bytes),
+            Err(e) => Err(e),
+        };
+        match result {
             Ok(n) if n == bytes.len() => {
                 self.sent_at_once.add(1, n);
                 match writer.leave(0) {
@@ -170,7 +174,8 @@ impl<S: Outlet> WriteQueue<S> {
             let mut flight = std::mem::take(&mut locked.messages);
             let first_sent = locked.first_sent;
             drop(locked);
-            let result = writer.with_stream(|stream| stream.send_front(&flight, first_sent));
+            let result =
+                (writer.stream()).and_then(|stream| stream.send_front(&flight, first_sent));
             locked = self.right.lock();
             let sent = *result.as_ref().unwrap_or(&0);
             let first_sent = outgoing::drop_sent(&mut flight, first_sent + sent);

@@ -144,7 +144,7 @@ impl Rx {
             if take && memory.reserve(whole) || !take && memory.room_bytes().is_some() {
                 return true;
             }
-            if self.pass {
+            if self.has_pass() {
                 if take {
                     memory.charge(whole);
                 }
@@ -157,7 +157,7 @@ impl Rx {
             };
             match memory.hold_back(wanted, psock) {
                 Room::Yes => {}
-                Room::Pass => self.pass = true,
+                Room::Pass => self.aside.put().pass = true,
                 Room::No => return false,
             }
         }

@@ -13,7 +13,6 @@ use crate::{
     message::Message,
     psock::{Observer, Psock},
     steering::Ready,
-    sys,
     walk::HandEnd,
     watch::Known,
 };
@@ -31,7 +30,7 @@ impl Socket {
         if self.hand.is_some() {
             self.recv_in_hand(want)
         } else {
-            self.recv_slow(want)
+            self.recv_any(want)
         }
     }
 
@@ -53,21 +52,11 @@ impl Socket {
                 return Ok(message);
             }
         }
-        self.recv_slow(want)
+        self.recv_any(want)
     }
 
     /// Everything but the next message of a burst in hand.
     #[cold]
-    #[inline(never)]
-    fn recv_slow(&mut self, want: usize) -> Result<Message, NoMessage> {
-        if self.basket.is_filled()
-            && let Some(message) = self.next_of_basket(want)
-        {
-            return Ok(message);
-        }
-        self.recv_any(want)
-    }
-
     #[inline(never)]
     fn recv_any(&mut self, want: usize) -> Result<Message, NoMessage> {
         self.empty_basket();
@@ -134,8 +123,9 @@ impl Socket {
     }
 
     /// The next message of what this socket has harvested for itself, if there is nothing else to see to.
+    /// (All of it inlined into the program's loop, and out of the way of a walk: `receive/single.rs`.)
     #[inline(always)]
-    fn next_of_basket(&mut self, want: usize) -> Option<Message> {
+    pub(super) fn next_of_basket(&mut self, want: usize) -> Option<Message> {
         while self.lone
             && self.partial.is_none()
             && self.mux.hub.ready() == 0
@@ -143,7 +133,8 @@ impl Socket {
             && !self.mux.steering.is_used()
         {
             let baskets = &self.mux.baskets;
-            let psock = self.basket.next(baskets, |psock| sys::prefetch(&**psock))?;
+            let soon = |psock: &Arc<Psock>| psock.prefetch_for_take();
+            let psock = self.basket.next(baskets, soon)?;
             match self.mux.take_single(psock, &self.state) {
                 Ok(message) => return Some(message),
                 Err(psock) => {
