@@ -88,7 +88,7 @@ impl Mux {
             && let Some(walk) = self.lease(psock, &mut rx, state, in_order)
         {
             drop(rx);
-            gather::begin(psock, self.socket_count() == 1, walk.began_ns());
+            gather::begin(psock, walk.began_ns());
             *hand = Some(walk);
             return Some(taken);
         }
@@ -116,7 +116,7 @@ impl Mux {
         } else if !rx.bytes().is_empty() && want > 1 {
             taken.keyed |= self.grant(psock, &mut rx, state, want - 1, batch);
             if !batch.is_empty() {
-                gather::begin(psock, self.socket_count() == 1, None);
+                gather::begin(psock, None);
             }
         }
         let more = psock.leaves_work(&mut rx);

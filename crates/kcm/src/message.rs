@@ -41,8 +41,7 @@ impl Message {
     ///
     /// Waits while more than the send buffer's limit is queued there; a message that has been
     /// taken is sent without the caller's help. Replies to the messages of one burst leave
-    /// together: at its end, after 32 KiB, or after 200 us; the first half of them ahead, when the
-    /// only socket of a multiplexor has had to wait for the burst.
+    /// together: at its end, after 32 KiB, or after 200 us.
     ///
     /// # Errors
     ///

@@ -100,7 +100,7 @@ impl Mux {
         let message = (hand.next_plain(state)).or_else(|| hand.next_by_rule(state))?;
         psock.end_partial();
         drop(rx);
-        gather::begin(psock, true, None);
+        gather::begin(psock, None);
         Some(message)
     }
 }

@@ -190,6 +190,10 @@ impl Socket {
     ///
     /// `EAGAIN` ([`Error::WouldBlock`]); `ESHUTDOWN` ([`Error::Closed`]). The end of a connection
     /// is no error here: it is an event ([`crate::Multiplexor::next_event`]).
+    ///
+    /// In a loop where nanoseconds count, give an error away to a function of its own: while the loop looks
+    /// at it by reference, the whole result has to stand in memory, and a message that is read there just
+    /// after it was written in parts costs 13 ns more.
     #[inline(always)]
     pub fn recv(&mut self) -> Result<Message> {
         self.recv_of(1)
@@ -298,7 +302,7 @@ impl Socket {
         }
         gather::end();
         if let Some(hand) = &self.hand {
-            gather::begin(&hand.leased().psock, false, None);
+            gather::begin(&hand.leased().psock, None);
         }
     }
 

@@ -155,15 +155,6 @@ pub(crate) fn unacknowledged_bytes(fd: BorrowedFd<'_>) -> usize {
     }
 }
 
-/// Whether the last packet came from a peer that another processor works for: on this machine, or by
-/// a network device whose interrupts go there. Not, where the system does not say.
-pub(crate) fn peer_is_elsewhere(fd: BorrowedFd<'_>) -> bool {
-    // (A socket that no packet has come for has -1 there.)
-    let from = sockopt::socket_incoming_cpu(fd).ok();
-    let from = from.and_then(|from| usize::try_from(i32::try_from(from).ok()?).ok());
-    from.is_some_and(|from| from != processor())
-}
-
 /// The processor that this thread is on, at this moment. (The C library reads a word that the system
 /// keeps up to date. rustix asks through the vDSO, which takes longer, and reads this program's own ELF
 /// headers to find it, where Valgrind lets it crash.)

@@ -31,9 +31,18 @@ pub(super) fn serve<S: Service>(mut socket: Socket, mut service: S) -> Result<S,
     loop {
         match socket.recv() {
             Ok(message) => answer(&mut service, &message, &mut reply)?,
-            Err(Error::Closed) => return Ok(service),
-            Err(e) => return Err(Failure::library("receive a message")(e)),
+            Err(e) => return ended(e).map(|()| service),
         }
+    }
+}
+
+/// Why a socket receives no more.
+#[cold]
+#[inline(never)]
+fn ended(e: Error) -> Result<(), Failure> {
+    match e {
+        Error::Closed => Ok(()),
+        e => Err(Failure::library("receive a message")(e)),
     }
 }
 
