@@ -21,6 +21,7 @@ use std::{
 
 use crate::sync::{AtomicBool, Ordering, yield_now};
 
+/// (The lock beside what of the value is asked for first: `psock.rs`.)
 #[repr(C)]
 pub(crate) struct Latch<T> {
     locked: AtomicBool,

@@ -190,7 +190,7 @@ impl Psock {
     /// A message that came alone will be taken from it.
     #[inline]
     pub(crate) fn prefetch_for_take(&self) {
-        /// Of 14 in all.
+        /// Of 13 in all.
         const LINES: usize = 5;
         let first = mem::offset_of!(Self, mux) / sys::LINE_BYTES;
         let start = (&raw const *self).cast::<u8>();

@@ -36,7 +36,8 @@ pub(super) fn serve<S: Service>(mut socket: Socket, mut service: S) -> Result<S,
     }
 }
 
-/// Why a socket receives no more.
+/// Why a socket receives no more. (A function that is given the error, so that the loop's messages stay in
+/// registers: see [`Socket::recv`].)
 #[cold]
 #[inline(never)]
 fn ended(e: Error) -> Result<(), Failure> {
