@@ -18,11 +18,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-mod aside;
+mod ahead;
 mod room;
 mod single;
 
-use aside::Aside;
+use ahead::Ahead;
 use kcm_frame::{Assembler, Frame, QuickForm, Step};
 use room::{keep_spare, owned};
 
@@ -71,7 +71,7 @@ pub(crate) struct Rx {
     stream_position: u64,
     /// About the most that a read has brought lately.
     usual_bytes: usize,
-    aside: Aside,
+    ahead: Ahead,
     /// The memory of the last message that came alone, of an only connection: for the next one.
     kept: Option<Buffer<Origin>>,
     pub(crate) assembler: Assembler,
@@ -79,9 +79,9 @@ pub(crate) struct Rx {
 
 impl Rx {
     pub(crate) fn new(carrier: Arc<Carrier>, assembler: Assembler, already_read: &[u8]) -> Self {
-        let mut aside = Aside::default();
+        let mut ahead = Ahead::default();
         if !already_read.is_empty() {
-            aside.put().early = already_read.to_vec();
+            ahead.put().early = already_read.to_vec();
         }
         Self {
             carrier: Some(carrier),
@@ -89,7 +89,7 @@ impl Rx {
             position: 0,
             stream_position: 0,
             usual_bytes: 0,
-            aside,
+            ahead,
             kept: None,
             assembler,
         }
@@ -173,28 +173,27 @@ impl Rx {
     /// Puts a message back that was cut off.
     pub(crate) fn return_message(&mut self, message: Message) {
         let at = message.stream_position();
-        let returned = &mut self.aside.put().returned;
+        let returned = &mut self.ahead.put().returned;
         let place = returned.partition_point(|other| other.stream_position() < at);
         returned.insert(place, message);
     }
 
     /// The first of the messages that were given back.
     pub(crate) fn next_returned(&mut self) -> Option<Message> {
-        self.aside.take(|aside| aside.returned.pop_front())
+        self.ahead.take(|ahead| ahead.returned.pop_front())
     }
 
     /// What the parser said of it, if there is one.
     pub(crate) fn returned_label(&self) -> Option<Label> {
-        self.aside.things()?.returned.front().map(Message::label)
+        self.ahead.things()?.returned.front().map(Message::label)
     }
 
     pub(crate) fn has_returned(&self) -> bool {
-        let aside = self.aside.things();
-        aside.is_some_and(|aside| !aside.returned.is_empty())
+        self.ahead.has(|ahead| !ahead.returned.is_empty())
     }
 
     pub(crate) fn take_returned(&mut self) -> VecDeque<Message> {
-        self.aside.take(|aside| mem::take(&mut aside.returned))
+        self.ahead.take(|ahead| mem::take(&mut ahead.returned))
     }
 
     /// What is left begins the buffer from now on.
@@ -249,25 +248,24 @@ impl Rx {
         self.carrier = None;
         let rest = self.take_rest();
         if !rest.is_empty() {
-            self.aside.put().early = rest;
+            self.ahead.put().early = rest;
         }
     }
 
     fn has_early(&self) -> bool {
-        let aside = self.aside.things();
-        aside.is_some_and(|aside| !aside.early.is_empty())
+        self.ahead.has(|ahead| !ahead.early.is_empty())
     }
 
     fn take_early(&mut self) -> Vec<u8> {
-        self.aside.take(|aside| mem::take(&mut aside.early))
+        self.ahead.take(|ahead| mem::take(&mut ahead.early))
     }
 
     fn has_pass(&self) -> bool {
-        self.aside.things().is_some_and(|aside| aside.pass)
+        self.ahead.has(|ahead| ahead.pass)
     }
 
     fn end_pass(&mut self, psock: &Psock) {
-        if self.aside.take(|aside| mem::take(&mut aside.pass)) {
+        if self.ahead.take(|ahead| mem::take(&mut ahead.pass)) {
             psock.mux.memory.end_pass();
         }
     }
@@ -310,7 +308,7 @@ impl Rx {
         if self.has_early() {
             return self.fill_early(psock);
         }
-        if let Some(reason) = self.aside.take(|aside| aside.met.take()) {
+        if let Some(reason) = self.ahead.take(|ahead| ahead.met.take()) {
             return Fill::End(reason);
         }
         let whole = len.map_or_else(|| self.unknown_length(need), |len| self.known_length(len));
@@ -362,7 +360,7 @@ impl Rx {
 
     /// A read has met the end of the stream; the next one is to meet it again.
     pub(crate) fn meet_again(&mut self, reason: EndReason) {
-        self.aside.put().met = Some(reason);
+        self.ahead.put().met = Some(reason);
     }
 
     /// Why the connection ends after a read that brought nothing; `None`: it does not.

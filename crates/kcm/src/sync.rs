@@ -14,7 +14,7 @@ pub(crate) use std::{
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    cell::UnsafeCell,
+    cell::{ConstPtr, UnsafeCell},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
@@ -111,7 +111,28 @@ impl<T> UnsafeCell<T> {
     }
 
     #[inline(always)]
+    pub(crate) fn get(&self) -> ConstPtr<T> {
+        ConstPtr(self.0.get())
+    }
+
+    #[inline(always)]
     pub(crate) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
         access(self.0.get())
+    }
+}
+
+/// A reading access that has begun.
+#[cfg(not(loom))]
+pub(crate) struct ConstPtr<T>(*const T);
+
+#[cfg(not(loom))]
+impl<T> ConstPtr<T> {
+    /// # Safety
+    ///
+    /// Nobody changes the value meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn deref(&self) -> &T {
+        // SAFETY: the caller's contract.
+        unsafe { &*self.0 }
     }
 }

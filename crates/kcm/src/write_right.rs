@@ -38,6 +38,7 @@
 use std::{
     collections::VecDeque,
     io,
+    marker::PhantomData,
     ops::{Deref, DerefMut},
     time::Duration,
 };
@@ -45,7 +46,9 @@ use std::{
 use crate::{
     event::EndReason,
     outgoing::Outgoing,
-    sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, lock, pause, wait},
+    sync::{
+        AtomicUsize, Condvar, ConstPtr, Mutex, MutexGuard, Ordering, UnsafeCell, lock, pause, wait,
+    },
 };
 
 /// A thread has the right to write.
@@ -209,15 +212,13 @@ impl<S> Writer<'_, S> {
         self.0.stream.with(|stream| unsafe { (*stream).is_some() })
     }
 
-    /// The stream; `EPIPE` when it was taken away. (No call with it, which might not be inlined:
-    /// `receive/single.rs`.)
     #[inline(always)]
-    pub(crate) fn stream(&self) -> io::Result<&S> {
+    pub(crate) fn stream(&self) -> InUse<'_, S> {
         pause();
-        // SAFETY: read, with the right to write, as long as it is borrowed.
-        let stream = self.0.stream.with(|stream| unsafe { &*stream });
-        let none = || io::Error::from_raw_os_error(libc::EPIPE);
-        stream.as_ref().ok_or_else(none)
+        InUse {
+            stream: self.0.stream.get(),
+            right: PhantomData,
+        }
     }
 
     pub(crate) fn take_stream(&self, _: &Locked<'_, S>) -> Option<S> {
@@ -250,6 +251,24 @@ impl<S> Writer<'_, S> {
         // SYNC: release, with the acquire of the next writer in `enter`.
         self.0.word.fetch_and(!WRITING, Ordering::Release);
         locked.notify();
+    }
+}
+
+/// The stream, in use by who has the right to write. (A value, and no call with the stream, which might not be
+/// inlined: `receive/single.rs`.)
+pub(crate) struct InUse<'a, S> {
+    stream: ConstPtr<Option<S>>,
+    right: PhantomData<&'a Writer<'a, S>>,
+}
+
+impl<S> InUse<'_, S> {
+    /// `EPIPE` when it was taken away.
+    #[inline(always)]
+    pub(crate) fn get(&self) -> io::Result<&S> {
+        // SAFETY: read, with the right to write, which is borrowed.
+        let stream = unsafe { self.stream.deref() };
+        let none = || io::Error::from_raw_os_error(libc::EPIPE);
+        stream.as_ref().ok_or_else(none)
     }
 }
 

@@ -58,7 +58,7 @@ impl<S: Outlet> WriteQueue<S> {
         writer: Writer<'a, S>,
         message: Message<'_>,
     ) -> Outcome<S> {
-        let result = (writer.stream()).and_then(|stream| stream.send(message.pieces));
+        let result = (writer.stream().get()).and_then(|stream| stream.send(message.pieces));
         match result {
             Ok(n) if n == message.len => {
                 self.sent_at_once.add(message.count, message.len);
@@ -78,7 +78,7 @@ impl<S: Outlet> WriteQueue<S> {
         writer: Writer<'a, S>,
         bytes: &[u8],
     ) -> Outcome<S> {
-        let result = match writer.stream() {
+        let result = match writer.stream().get() {
             Ok(stream) => stream.send_one(bytes),
             Err(e) => Err(e),
         };
@@ -175,7 +175,7 @@ impl<S: Outlet> WriteQueue<S> {
             let first_sent = locked.first_sent;
             drop(locked);
             let result =
-                (writer.stream()).and_then(|stream| stream.send_front(&flight, first_sent));
+                (writer.stream().get()).and_then(|stream| stream.send_front(&flight, first_sent));
             locked = self.right.lock();
             let sent = *result.as_ref().unwrap_or(&0);
             let first_sent = outgoing::drop_sent(&mut flight, first_sent + sent);

@@ -31,7 +31,7 @@ pub(super) fn serve<S: Service>(mut socket: Socket, mut service: S) -> Result<S,
     loop {
         match socket.recv() {
             Ok(message) => answer(&mut service, &message, &mut reply)?,
-            Err(e) => return ended(e).map(|()| service),
+            Err(e) => return ended(e, "receive a message").map(|()| service),
         }
     }
 }
@@ -40,10 +40,10 @@ pub(super) fn serve<S: Service>(mut socket: Socket, mut service: S) -> Result<S,
 /// registers: see [`Socket::recv`].)
 #[cold]
 #[inline(never)]
-fn ended(e: Error) -> Result<(), Failure> {
+fn ended(e: Error, what: &'static str) -> Result<(), Failure> {
     match e {
         Error::Closed => Ok(()),
-        e => Err(Failure::library("receive a message")(e)),
+        e => Err(Failure::library(what)(e)),
     }
 }
 
@@ -61,8 +61,7 @@ pub(super) fn serve_batches<S: Service>(
                     answer(&mut service, &message, &mut reply)?;
                 }
             }
-            Err(Error::Closed) => return Ok(service),
-            Err(e) => return Err(Failure::library("receive messages")(e)),
+            Err(e) => return ended(e, "receive messages").map(|()| service),
         }
     }
 }

@@ -157,7 +157,7 @@ impl Rx {
             };
             match memory.hold_back(wanted, psock) {
                 Room::Yes => {}
-                Room::Pass => self.aside.put().pass = true,
+                Room::Pass => self.ahead.put().pass = true,
                 Room::No => return false,
             }
         }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::{event::EndReason, message::Message};
 
 #[derive(Default)]
-pub(super) struct Aside(Option<Box<Things>>);
+pub(super) struct Ahead(Option<Box<Things>>);
 
 #[derive(Default)]
 pub(super) struct Things {
@@ -22,15 +22,20 @@ pub(super) struct Things {
     pub(super) pass: bool,
 }
 
-impl Aside {
+impl Ahead {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    #[inline]
     pub(super) fn things(&self) -> Option<&Things> {
         self.0.as_deref()
+    }
+
+    /// Whether there is anything of which this holds.
+    #[inline]
+    pub(super) fn has(&self, holds: impl FnOnce(&Things) -> bool) -> bool {
+        self.things().is_some_and(holds)
     }
 
     /// To put something there.
@@ -55,5 +60,28 @@ impl Aside {
 impl Things {
     fn are_none(&self) -> bool {
         self.returned.is_empty() && self.early.is_empty() && self.met.is_none() && !self.pass
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::mem;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_there_once_all_is_taken() {
+        let mut ahead = Ahead::default();
+        assert!(ahead.is_empty());
+        ahead.put().early = vec![1];
+        ahead.put().met = Some(EndReason::Eof);
+        ahead.put().pass = true;
+        assert!(ahead.take(|things| things.returned.pop_front()).is_none());
+        assert!(ahead.take(|things| mem::take(&mut things.pass)));
+        assert_eq!(ahead.take(|things| things.met.take()), Some(EndReason::Eof));
+        assert!(ahead.has(|things| !things.early.is_empty()) && !ahead.is_empty());
+        assert_eq!(ahead.take(|things| mem::take(&mut things.early)), [1]);
+        assert!(ahead.is_empty());
+        assert!(!ahead.take(|things| mem::take(&mut things.pass)));
     }
 }
